@@ -1,0 +1,34 @@
+# The two commands of the README are `make demo` and `make test`; everything else is for development.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check lint types imports clean
+
+demo: .venv/tasks          ## install, then train, prune and rewind on real digits, three techniques side by side
+	$(BIN)/rewound run
+
+test: .venv/dev            ## install, then run all tests (examples and the README's code among them)
+	$(BIN)/python -m pytest
+
+check: lint types imports test   ## everything that CI runs
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+imports: .venv/dev         ## imports go strictly down
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/tasks .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(@F)]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

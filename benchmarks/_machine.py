@@ -1,0 +1,82 @@
+"""What a benchmark record must say about the machine, and how records are written. No host names, no absolute
+paths."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def facts() -> dict[str, Any]:
+    """Return processor, cores, threads, memory, system, versions and the load at this moment."""
+    import numpy as np
+    import torch
+
+    load = os.getloadavg() if hasattr(os, "getloadavg") else ()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "load_average": [round(value, 2) for value in load],
+    }
+
+
+def command() -> str:
+    """Return the command line as somebody else would type it from the root of the repository."""
+    arguments = iter(sys.argv[1:])
+    shown = []
+    for argument in arguments:
+        if argument == "--out":
+            next(arguments, None)
+        elif not argument.startswith("--out="):
+            shown.append(argument)
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
+
+
+def write_record(name: str, data: dict[str, Any], markdown: str, folder: Path | str | None = None) -> Path:
+    """Write DATE-name.json and DATE-name.md (in UTC) and return the path of the latter.
+
+    The date, the command and, unless ``data`` has its own ``"machine"`` (taken before the measurement), the
+    machine's facts are added to both.
+    """
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    machine = data.get("machine") or facts()
+    folder = RECORDS if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"name": name, "date": date, "command": command(), "machine": machine, **data}
+    stem = folder / f"{date}-{name}"
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    lines = [f"- {key.replace('_', ' ')}: {value}" for key, value in machine.items()]
+    page = [f"# {name}", "", f"{date}. `{command()}`", "", markdown.strip(), "", "## Machine", "", *lines, ""]
+    path = stem.with_suffix(".md")
+    path.write_text("\n".join(page))
+    return path
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,6 @@
+"""``python -m rewound``: the same as the ``rewound`` command."""
+
+from rewound.cli import main
+
+if __name__ == "__main__":
+    main()

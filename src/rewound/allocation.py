@@ -1,0 +1,273 @@
+"""How many weights survive in which tensor: global, uniform, erk, lamp, or given tensor by tensor.
+
+An allocation is a function from a Budget to the number of weights each tensor keeps (a mapping name ->
+count that sums to ``budget.kept``), or to Groups of tensors that compete among themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an allocation decides on.
+
+    kept: weights to keep in all tensors together (None: the allocation itself says). shapes: name ->
+    shape, in scope order. survivors: name -> weights not pruned yet: no tensor can keep more. scores:
+    name -> scores (higher = keep). among: name -> bool tensor of the survivors, or None if nothing is
+    pruned yet.
+    """
+
+    kept: int | None
+    shapes: Mapping[str, torch.Size]
+    survivors: Mapping[str, int]
+    scores: Mapping[str, Tensor]
+    among: Mapping[str, Tensor] | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Name -> number of weights, pruned ones included."""
+        return {name: shape.numel() for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that compete for ``kept`` places; ``ranking`` decides how many each one gets (None: the
+    scores do)."""
+
+    names: tuple[str, ...]
+    kept: int
+    ranking: Mapping[str, Tensor] | None = None
+
+
+Allocation: TypeAlias = Callable[[Budget], "Mapping[str, int] | list[Group]"]
+
+
+def global_(budget: Budget) -> list[Group]:
+    """All tensors compete with their scores as they are: the paper's rule (Renda et al. 2020).
+
+    Scores are compared across tensors, so that a tensor of small weights may be emptied; a network with batch
+    norm can be rescaled without changing its function, which changes this allocation.
+    """
+    return [Group(tuple(budget.shapes), _kept(budget))]
+
+
+def uniform(budget: Budget) -> dict[str, int]:
+    """Every tensor keeps the same share of its weights, to the nearest weight.
+
+    Where a tensor has fewer survivors than that, the others share what it cannot hold.
+    """
+    return _share(budget, budget.sizes)
+
+
+def erk(budget: Budget) -> dict[str, int]:
+    """Erdos-Renyi-Kernel (Evci et al. 2020, RigL, section 3): density in proportion to sum(shape) /
+    prod(shape).
+
+    For a matrix that is (n_in + n_out) / (n_in * n_out). A tensor whose density would exceed 1 stays
+    dense and the others are rescaled, so that the total is exact.
+    """
+    return _share(budget, {name: sum(shape) for name, shape in budget.shapes.items()})
+
+
+def lamp(budget: Budget) -> list[Group]:
+    """LAMP (Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", section 3).
+
+    score^2 / (sum of the squares of the scores in the same tensor that are at least as high), compared
+    globally, decides how many each tensor keeps; which ones, the scores decide. Needs scores >= 0; an
+    all-zero tensor ranks 0. Holds 8 bytes a weight and sorts each tensor.
+    """
+    ranking = {name: _lamp(name, budget) for name in budget.shapes}
+    return [Group(tuple(budget.shapes), _kept(budget), ranking)]
+
+
+ALLOCATIONS: dict[str, Allocation] = {"global": global_, "uniform": uniform, "erk": erk, "lamp": lamp}
+
+
+def by_density(densities: Mapping[str, float]) -> Allocation:
+    """Return an allocation: tensors named here (or matched by a pattern) keep that density, the others
+    compete globally.
+
+    A full name goes before a pattern; a tensor matched by patterns of different densities is an error. If
+    the budget has no total, the others stay as they are. ValueError, with the range that can be reached,
+    if the total does not fit.
+    """
+
+    def allocation(budget: Budget) -> list[Group]:
+        given = _given(densities, budget)
+        rest = tuple(name for name in budget.shapes if name not in given)
+        fixed, room = sum(given.values()), sum(budget.survivors[name] for name in rest)
+        kept = fixed + room if budget.kept is None else budget.kept
+        if not fixed <= kept <= fixed + room:
+            size = sum(budget.sizes.values())
+            raise ValueError(
+                f"{kept:,} of {size:,} weights cannot be kept: the densities given keep {fixed:,} and the "
+                f"other {len(rest)} tensors hold {room:,}, so that the density can be {fixed / size:.6g} to "
+                f"{(fixed + room) / size:.6g}"
+            )
+        groups = [Group((name,), count) for name, count in given.items()]
+        return groups + [Group(rest, kept - fixed)] if rest else groups
+
+    return allocation
+
+
+def as_allocation(allocation: str | Mapping[str, float] | Allocation) -> Allocation:
+    """Return the allocation of that name, mapping (name or pattern -> density) or function.
+
+    >>> as_allocation("erk") is erk
+    True
+    """
+    if isinstance(allocation, Mapping):
+        return by_density(allocation)
+    if callable(allocation):
+        return allocation
+    if allocation not in ALLOCATIONS:
+        known = ", ".join(map(repr, ALLOCATIONS))
+        near = difflib.get_close_matches(str(allocation), ALLOCATIONS, n=1)
+        raise ValueError(
+            f"unknown allocation {allocation!r}{f': did you mean {near[0]!r}?' if near else ''} "
+            f"(known: {known}; or a mapping name -> density; or a function)"
+        )
+    return ALLOCATIONS[allocation]
+
+
+def allocate(allocation: Allocation, budget: Budget) -> list[Group]:
+    """Ask ``allocation`` and check its answer: every tensor once, counts whole, within the survivors, the
+    total exact.
+
+    >>> import torch
+    >>> shapes = {"a": torch.Size([10]), "b": torch.Size([5])}
+    >>> budget = Budget(kept=3, shapes=shapes, survivors={"a": 10, "b": 5}, scores={})
+    >>> [(group.names, group.kept) for group in allocate(uniform, budget)]
+    [(('a',), 2), (('b',), 1)]
+    """
+    answer = allocation(budget)
+    groups = [Group((n,), c) for n, c in answer.items()] if isinstance(answer, Mapping) else list(answer)
+    title = getattr(allocation, "__name__", type(allocation).__name__)
+    named = [name for group in groups for name in group.names]
+    odd = sorted(set(named) ^ set(budget.shapes))
+    if odd or len(named) != len(set(named)):
+        raise ValueError(
+            f"allocation {title!r} must name every tensor in scope once (look at {(odd or named)[0]!r})"
+        )
+    for group in groups:
+        if isinstance(group.kept, bool) or not isinstance(group.kept, int):
+            raise TypeError(
+                f"allocation {title!r} must give counts as int (got {group.kept!r} for {group.names[0]!r})"
+            )
+        room = sum(budget.survivors[name] for name in group.names)
+        if not 0 <= group.kept <= room:
+            raise ValueError(
+                f"allocation {title!r} keeps {group.kept:,} of the {room:,} survivors of {group.names[0]!r}"
+            )
+    total = sum(group.kept for group in groups)
+    if budget.kept is not None and total != budget.kept:
+        raise ValueError(f"allocation {title!r} keeps {total:,} weights; {budget.kept:,} were asked for")
+    return groups
+
+
+def apportion(weights: Mapping[str, int], room: Mapping[str, int], total: int) -> dict[str, int]:
+    """Split ``total`` in proportion to ``weights``, never more than ``room``: largest remainders, ties to
+    the earlier.
+
+    What does not fit into one is shared by the others in proportion. Exact (rational arithmetic).
+
+    >>> apportion({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 9, "c": 9}, 6)
+    {'a': 1, 'b': 3, 'c': 2}
+    """
+    if not 0 <= total <= sum(room.values()):
+        raise ValueError(f"cannot split {total:,} over room for {sum(room.values()):,}")
+    ideal: dict[str, Fraction] = {}
+    open_ = [name for name in weights if room[name] > 0]
+    left = total
+    while open_:
+        rate = Fraction(left, sum(weights[name] for name in open_))
+        full = [name for name in open_ if rate * weights[name] >= room[name]]
+        if not full:
+            ideal.update((name, rate * weights[name]) for name in open_)
+            break
+        ideal.update((name, Fraction(room[name])) for name in full)
+        left -= sum(room[name] for name in full)
+        open_ = [name for name in open_ if name not in full]
+    counts = {name: int(ideal.get(name, 0)) for name in weights}
+    spare = total - sum(counts.values())
+    by_remainder = sorted(ideal, key=lambda name: counts[name] - ideal[name])  # stable
+    for name in by_remainder[:spare]:
+        counts[name] += 1
+    return counts
+
+
+def _share(budget: Budget, weights: Mapping[str, int]) -> dict[str, int]:
+    return apportion(weights, budget.survivors, _kept(budget))
+
+
+def _kept(budget: Budget) -> int:
+    if budget.kept is None:
+        raise ValueError("'density' may be None only where the allocation is a mapping name -> density")
+    return budget.kept
+
+
+def _given(densities: Mapping[str, float], budget: Budget) -> dict[str, int]:
+    """Return name -> count for the tensors whose density is given, in scope order."""
+    for pattern, density in densities.items():
+        if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density <= 1:
+            raise ValueError(f"the density of {pattern!r} must be in [0, 1] (got {density!r})")
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in budget.shapes):
+            names = list(budget.shapes)
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise ValueError(
+                f"allocation: no tensor in scope matches {pattern!r}; nearest: {', '.join(map(repr, near))}"
+            )
+    counts = {}
+    for name, size in budget.sizes.items():
+        asked = {pattern: d for pattern, d in densities.items() if fnmatchcase(name, pattern)}
+        if name in densities:
+            asked = {name: densities[name]}
+        if len(set(asked.values())) > 1:
+            both = " and ".join(f"{d} by {pattern!r}" for pattern, d in asked.items())
+            raise ValueError(f"{name!r} is given density {both}: give it a density under its full name")
+        for density in set(asked.values()):
+            counts[name] = round(density * size)
+            if counts[name] > budget.survivors[name]:
+                raise ValueError(
+                    f"{name!r} cannot have density {density}: that keeps {counts[name]:,}, and only "
+                    f"{budget.survivors[name]:,} of {size:,} are not pruned yet"
+                )
+    return counts
+
+
+def _lamp(name: str, budget: Budget) -> Tensor:
+    """LAMP of one tensor's scores, in float64 and in the tensor's shape; 0 where already pruned."""
+    scores = budget.scores[name].detach().reshape(-1).double()
+    able = None if budget.among is None else budget.among[name].to(scores.device).reshape(-1)
+    chosen = scores if able is None else scores[able]
+    if chosen.numel() == 0:
+        return torch.zeros_like(scores).reshape(budget.shapes[name])
+    if bool(chosen.isnan().any()):
+        raise ValueError(f"{int(chosen.isnan().sum()):,} of {chosen.numel():,} scores of {name!r} are NaN")
+    if bool((chosen < 0).any()):
+        raise ValueError(
+            f"allocation 'lamp' squares the scores and needs them >= 0 ({name!r} has negative ones)"
+        )
+    values, inverse, counts = chosen.unique(return_inverse=True, return_counts=True)
+    finite = values.isfinite()
+    top = values[finite].max() if bool(finite.any()) else values.new_zeros(())
+    squares = torch.where(
+        finite & (top > 0), values / top.clamp_min(torch.finfo(torch.float64).tiny), 0.0
+    ).square()
+    at_least = (squares * counts).flip(0).cumsum(0).flip(0)
+    ranks = torch.where(at_least > 0, squares / at_least, 0.0)
+    ranks[~finite] = torch.inf  # an infinite score is kept before all others
+    ranks = ranks.cummax(0).values[inverse]  # rounding must not turn the order of two scores around
+    if able is None:
+        return ranks.reshape(budget.shapes[name])
+    return torch.zeros_like(scores).masked_scatter_(able, ranks).reshape(budget.shapes[name])

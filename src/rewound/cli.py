@@ -1,0 +1,201 @@
+"""The roof: thin commands over ``rewound.experiment``, and how answers and errors reach people and programs.
+
+Exit codes: 0 done, 1 a run failed or a verification did, 2 bad usage or a bad recipe, 130 stopped by Ctrl-C.
+With ``--json`` standard output holds one JSON document and nothing else. Nothing heavy is imported before it
+is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="rewound",
+    help="Prune neural networks by rewinding: fine-tuning, weight rewinding, learning-rate rewinding.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RecipePath = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE.toml]", help="A recipe; left out: the demonstration on real digits."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as until=20x; may be repeated."),
+]
+FolderOption = Annotated[str | None, typer.Option("--folder", help="Where results go.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"rewound {installed('rewound')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipePath = None,
+    set_: Overrides = None,
+    folder: FolderOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment, or go on with it; without a recipe, the demonstration (a minute or two)."""
+    with _answering(as_json, debug):
+        from rewound.experiment.findings import caution
+        from rewound.experiment.runner import draw_picture, run_experiment
+        from rewound.experiment.screen import progress, show_table
+        from rewound.experiment.table import counted, make_table
+
+        asked = _recipe(recipe, set_, folder)
+        if not as_json:
+            runs = f"{counted(len(asked.techniques), 'technique')} x {counted(len(asked.seeds), 'seed')}"
+            print(f"{asked.name}: {runs} on {asked.task}, into {asked.place}", flush=True)
+        results = run_experiment(asked, partial(progress, stream=sys.stderr if as_json else sys.stdout))
+        picture = draw_picture(asked.place, results)
+        failed = [arm for arm in results["arms"] if arm["status"] != "finished"]
+        if as_json:
+            _print_json(results)
+        else:
+            if len(failed) < len(results["arms"]):
+                print()
+                show_table(make_table(results), sys.stdout)
+                print("\n" + "\n".join([*results["findings"], *caution(results)]))
+            print(f"\n{picture}\nEverything is in {asked.place}; check it with: rewound verify {asked.place}")
+        for arm in failed:
+            print(f"{arm['technique']}, seed {arm['seed']} failed: {arm['error']}", file=sys.stderr)
+            if debug and arm.get("traceback"):
+                print(arm["traceback"], file=sys.stderr)
+        if failed:
+            print("The same command goes on from there, with what failed tried again.", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath = None,
+    set_: Overrides = None,
+    folder: FolderOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what would be trained and what it would cost; nothing is run or written."""
+    with _answering(as_json, debug):
+        from rewound.experiment.plan import as_lines, make_plan
+
+        _tell(make_plan(_recipe(recipe, set_, folder)), as_lines, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Look at this machine: versions, devices, extras, data, and a self-check of a few seconds."""
+    with _answering(as_json, debug):
+        from rewound.experiment.doctor import as_lines, examine
+
+        found = examine()
+        _tell(found, as_lines, as_json)
+        if not found["healthy"]:
+            raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    path: Annotated[
+        Path, typer.Argument(help="my_task.py for a task of your own, recipe.toml for a recipe.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a task or a recipe to begin from; never overwrites."""
+    with _answering(as_json, debug):
+        from rewound.experiment.new import write_new
+
+        says = write_new(path)
+        _tell({"path": str(path), "next": says}, lambda found: [found["next"]], as_json)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or an experiment's.")],
+    replay: Annotated[bool, typer.Option(help="Train the last epoch again and compare to the bit.")] = True,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a finished run again: checksums, masks, zeros, densities, and the last epoch replayed."""
+    with _answering(as_json, debug):
+        from rewound.experiment.verify import as_lines, verify_folder
+
+        found = verify_folder(folder, replay=replay)
+        _tell(found, as_lines, as_json)
+        if not found["passed"]:
+            raise typer.Exit(1)
+
+
+def _recipe(path: Path | None, overrides: list[str] | None, folder: str | None) -> Any:
+    from rewound.experiment.demonstration import DEMONSTRATION
+    from rewound.experiment.recipe import make_recipe, read_recipe
+
+    chosen = [*(overrides or []), *([f"folder={json.dumps(folder)}"] if folder else [])]
+    if path is None:
+        return make_recipe(DEMONSTRATION.model_dump(mode="json", exclude_none=True), chosen, origin="--set")
+    return read_recipe(path, chosen)
+
+
+def _tell(found: dict[str, Any], as_lines: Callable[[dict[str, Any]], list[str]], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(as_lines(found)))
+
+
+def _print_json(found: Any) -> None:
+    print(json.dumps(found, indent=1))
+
+
+@contextmanager
+def _answering(as_json: bool, debug: bool) -> Iterator[None]:
+    """Turn an exception into one paragraph and an exit code; with --debug, into its traceback first."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        usage = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        known = usage or type(error) is RuntimeError  # its subclasses, such as RecursionError, are bugs
+        says = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+        if as_json:
+            _print_json({"error": says, "type": type(error).__name__})
+        hint = "" if known or debug else " (a bug? --debug shows where)"
+        print(f"rewound: {says}{hint}", file=sys.stderr)
+        raise typer.Exit(2 if usage else 1) from None
+
+
+def main() -> None:
+    """The ``rewound`` command."""
+    app()

@@ -1,0 +1,225 @@
+"""From the user's arguments to what can be compared and printed: the plan, the snapshots it needs, the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rewound import ranks
+from rewound.parameters import local, parameters_by_name
+from rewound.plan import Plan, Until, kept_by_round
+from rewound.scope import Scope
+from rewound.state import WEIGHT_PARTS, persistent_tensors
+from rewound.techniques import Technique
+from rewound.trace import Trace, hyper_parameters
+
+
+def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, ...]]:
+    """Return epoch -> parts of the state to freeze when it begins: only what the technique will ask for.
+
+    >>> from rewound.techniques import learning_rate_rewinding, weight_rewinding
+    >>> needed_snapshots(learning_rate_rewinding(36), 182)
+    {146: ('clock',)}
+    >>> needed_snapshots(weight_rewinding(36), 182)
+    {146: ('model', 'rng', 'extras', 'optimizer', 'clock')}
+    """
+    point = epochs - technique.length(epochs)
+    needs: dict[int, tuple[str, ...]] = {}
+    if technique.weights in ("rewound", "initial"):
+        needs[0 if technique.weights == "initial" else point] = WEIGHT_PARTS
+    if technique.state_rule == "rewound":
+        at = 0 if technique.weights == "initial" else point
+        needs[at] = (*needs.get(at, ()), "optimizer")
+    needs[point] = (*needs.get(point, ()), "clock")
+    return needs
+
+
+def make_plan(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scope: Scope,
+    technique: Technique,
+    epochs: int,
+    rate: float | None,
+    until: Until | None,
+    allocation: Any,
+    pretrained: bool,
+    history: Trace | None,
+    on_disk: bool,
+    extras: Sequence[Any],
+) -> Plan:
+    """Return what a run with these arguments will do; ``ValueError`` where it cannot."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(
+            f"'epochs' is the length T of the original run, a whole number from 1 (got {epochs!r})"
+        )
+    t = technique.length(epochs)
+    if pretrained:
+        _require_history(technique, epochs, history)
+    by_tensor: tuple[dict[str, float], ...] = ()
+    if isinstance(allocation, Mapping):
+        kept, by_tensor = _by_tensor(scope, rate, until, allocation)
+        until = until or Until(density=kept[-1] / scope.size)
+    elif until is None:
+        raise ValueError("'until' must say when to stop: a density such as 0.05, '20x', '10 rounds'")
+    else:
+        kept = kept_by_round(scope.size, rate, until)
+    needs = needed_snapshots(technique, epochs)
+    return Plan(
+        technique=technique,
+        epochs=epochs,
+        retrain_epochs=t,
+        until=until,
+        kept=kept,
+        size=scope.size,
+        model_size=sum(p.numel() for p in parameters_by_name(model).values()),
+        tensors=len(scope.names),
+        pretrained=pretrained,
+        snapshots=tuple(_told(epoch, parts) for epoch, parts in sorted(needs.items())),
+        disk_bytes=_disk_bytes(model, optimizer, scope, needs, len(kept), until, extras) if on_disk else 0,
+        by_tensor=by_tensor,
+    )
+
+
+def configuration(
+    plan: Plan,
+    scope: Scope,
+    how: Mapping[str, Any],
+    rate: float | None,
+    seed: int,
+    optimizer: Optimizer,
+    scheduler: Any,
+    extras: Sequence[Any],
+    history: Trace | None,
+) -> dict[str, Any]:
+    """Return what makes two runs the same run, as JSON-able values that read well when they differ."""
+    return {
+        "format": 1,
+        "technique": str(plan.technique),
+        "epochs": plan.epochs,
+        "rate": rate,
+        "until": str(plan.until),
+        "seed": seed,
+        "pretrained": plan.pretrained,
+        "history": None if history is None else _digest(history.values.tobytes()),
+        **{key: _spelled(value) for key, value in how.items()},
+        "scope": {name: list(scope.shapes[name]) for name in scope.names},
+        "parameters": plan.model_size,
+        "optimizer": type(optimizer).__name__,
+        "groups": [
+            {**hyper_parameters(group), "tensors": len(group["params"])} for group in optimizer.param_groups
+        ],
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "extras": [type(extra).__name__ for extra in extras],
+        "snapshots": list(plan.snapshots),
+        "processes": ranks.world_size(),
+    }
+
+
+def _require_history(technique: Technique, epochs: int, history: Trace | None) -> None:
+    if technique.weights in ("rewound", "initial"):
+        raise ValueError(
+            f"{technique} needs weights from the middle of the original run, and a model that arrives trained has none; "
+            "train it here (pretrained=False), or use fine_tuning(lr=...) or, with history=..., learning_rate_rewinding()"
+        )
+    if history is None and technique.lr != "last":
+        raise ValueError(
+            f"{technique} needs the learning rates of the original run, and this model came without them; pass "
+            "history=rewound.Trace.from_schedule(lambda step: ..., epochs=..., steps_per_epoch=...), or use fine_tuning()"
+        )
+    if history is not None and history.epochs != epochs:
+        raise ValueError(
+            f"'history' covers {history.epochs} epochs and 'epochs' is {epochs}; they must agree"
+        )
+
+
+def _by_tensor(
+    scope: Scope, rate: float | None, until: Until | None, allocation: Mapping[str, float]
+) -> tuple[tuple[int, ...], tuple[dict[str, float], ...]]:
+    """Each named tensor loses ``rate`` of its survivors a round until it is at its own density; the others stay whole."""
+    if until is not None and until.density is not None:
+        raise ValueError(
+            "an allocation by tensor says its own target densities; leave 'until' out, or give rounds or a metric"
+        )
+    own: dict[str, tuple[int, ...]] = {}
+    for name in scope.names:
+        density = next((d for pattern, d in allocation.items() if fnmatchcase(name, pattern)), None)
+        if density is not None:
+            if not 0 < density <= 1:
+                raise ValueError(f"the density of {name!r} must be in (0, 1] (got {density!r})")
+            own[name] = kept_by_round(scope.sizes[name], rate, Until(density=density))
+    unmatched = [p for p in allocation if not any(fnmatchcase(name, p) for name in scope.names)]
+    if unmatched:
+        raise ValueError(f"no tensor in scope is called {unmatched[0]!r}; in scope: {', '.join(scope.names)}")
+    rounds = max((len(kept) for kept in own.values()), default=0)
+    if until is not None and until.rounds is not None:
+        rounds = min(rounds, until.rounds)
+    if rounds == 0:
+        raise ValueError(
+            f"an allocation by tensor that keeps everything prunes nothing (got {dict(allocation)!r})"
+        )
+    kept_at = [
+        {name: (kept or (scope.sizes[name],))[min(k, len(kept) - 1)] for name, kept in own.items()}
+        for k in range(rounds)
+    ]
+    whole_ones = sum(size for name, size in scope.sizes.items() if name not in own)
+    return (
+        tuple(whole_ones + sum(at.values()) for at in kept_at),
+        tuple({name: count / scope.sizes[name] for name, count in at.items()} for at in kept_at),
+    )
+
+
+def _told(epoch: int, parts: Sequence[str]) -> str:
+    what = {"model": "weights and buffers", "optimizer": "optimizer", "clock": "schedule", "rng": "RNG"}
+    return f"at epoch {epoch}: {', '.join(what[p] for p in parts if p in what)}"
+
+
+def _disk_bytes(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scope: Scope,
+    needs: Mapping[int, Sequence[str]],
+    rounds: int,
+    until: Until,
+    extras: Sequence[Any],
+) -> int:
+    """Return an estimate of the most that lies in the folder: two states to go on from and one being written, snapshots
+    and masks. Schedules are small beside them and not counted."""
+    sizes = {
+        "model": sum(local(t).numel() * t.element_size() for t in persistent_tensors(model).values()),
+        "optimizer": _slots(optimizer)
+        * sum(_bytes(p) for group in optimizer.param_groups for p in group["params"]),
+        "extras": sum(_bytes(t) for e in extras if isinstance(e, nn.Module) for t in e.parameters()),
+    }
+    full = sum(sizes.values())
+    kept = sum(sizes.get(part, 0) for parts in needs.values() for part in parts)
+    return 3 * full + kept + (2 * full if until.metric else 0) + rounds * (scope.size // 8)
+
+
+def _bytes(tensor: Any) -> int:
+    return local(tensor).numel() * tensor.element_size()
+
+
+def _slots(optimizer: Optimizer) -> int:
+    """Tensors an optimizer will keep for each parameter: what it has, or what its kind is known for."""
+    for slots in optimizer.state.values():
+        if isinstance(slots, Mapping):
+            return sum(1 for v in slots.values() if getattr(v, "ndim", 0) > 0)
+    options = optimizer.defaults
+    known = 2 * ("betas" in options) + bool(options.get("momentum")) + bool(options.get("amsgrad"))
+    return known + (type(optimizer).__name__ in ("Adagrad", "RMSprop")) + bool(options.get("centered"))
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): float(v) for k, v in value.items()}
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

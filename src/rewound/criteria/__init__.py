@@ -1,0 +1,47 @@
+"""Criteria: one file, one pure function each, from Evidence to scores (higher = keep).
+
+A criterion of your own is any function that takes an Evidence and returns a mapping name -> scores, one
+floating-point tensor of the weight's shape for every name in ``evidence.names``; pass it in place of a
+name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+from rewound.criteria.gradient import gradient
+from rewound.criteria.magnitude import magnitude
+from rewound.criteria.movement import movement
+from rewound.criteria.random import random
+from rewound.evidence import Evidence
+
+Criterion: TypeAlias = Callable[[Evidence], Mapping[str, Tensor]]
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "gradient": gradient,
+    "movement": movement,
+}
+
+
+def as_criterion(criterion: str | Criterion) -> Criterion:
+    """Return the criterion of that name, or the function itself; ValueError with the nearest name if
+    there is none.
+
+    >>> as_criterion("magnitude") is magnitude
+    True
+    """
+    if callable(criterion):
+        return criterion
+    if criterion not in CRITERIA:
+        near = difflib.get_close_matches(str(criterion), CRITERIA, n=1)
+        raise ValueError(
+            f"unknown criterion {criterion!r}{f': did you mean {near[0]!r}?' if near else ''} "
+            f"(known: {', '.join(map(repr, CRITERIA))}; or a function of Evidence)"
+        )
+    return CRITERIA[criterion]

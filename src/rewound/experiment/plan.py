@@ -1,0 +1,114 @@
+"""What an experiment will train and cost, before anything runs; making it also checks a recipe whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewound.experiment.arms import run_options, task_of
+from rewound.experiment.recipe import Recipe
+from rewound.experiment.store import arm_folder
+from rewound.experiment.table import counted
+
+
+def make_plan(recipe: Recipe) -> dict[str, Any]:
+    """Return the experiment's plan as a plain dict; nothing is trained and no folder is made.
+
+    Builds the task and, for every technique, the Run that an arm will be. So all that a recipe can get wrong
+    is an error here: ValueError, TypeError, FileNotFoundError (data), ImportError (extras).
+    """
+    from rewound.techniques import parse_technique
+
+    texts = [str(parse_technique(text)) for text in recipe.techniques]
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"'techniques' names one of them twice (got {', '.join(texts)})")
+    if not texts:
+        raise ValueError("'techniques' is empty; name one, such as lr-rewinding")
+    task = task_of(recipe)
+    plans = [_plan_of(recipe, task, text) for text in recipe.techniques]
+    seeds = len(recipe.seeds)
+    return {
+        "name": recipe.name,
+        "folder": str(recipe.place),
+        "task": task.name,
+        "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
+        "seeds": list(recipe.seeds),
+        "arms": len(plans) * seeds,
+        "workers": min(recipe.workers, len(plans) * seeds),
+        "threads": recipe.threads,
+        "techniques": plans,
+        "total_epochs": seeds * sum(plan["total_epochs"] for plan in plans),
+        "total_flops": seeds * sum(plan["flops"] for plan in plans),
+        "disk_bytes": seeds * sum(plan["disk_bytes"] for plan in plans),
+    }
+
+
+def _plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
+    from rewound.measure.cost import training_flops
+    from rewound.run import Run
+
+    seed = recipe.seeds[0]
+    epochs = recipe.epochs or task.epochs
+    model = task.model(seed)
+    optimizer = task.optimizer(model)
+    example = next(iter(task.batches(0, seed)))[0]
+    plan = Run(
+        model,
+        optimizer,
+        epochs=epochs,
+        scheduler=task.scheduler(optimizer, epochs * task.steps_per_epoch, task.steps_per_epoch),
+        folder=arm_folder(recipe.place, text, seed),  # counted in the plan's disk; made when the run begins
+        seed=seed,
+        example=example,
+        **run_options(recipe, task, text, seed),
+    ).plan
+    flops = training_flops(model, example) * task.steps_per_epoch * plan.total_epochs
+    return {**plan.to_dict(), "technique": text, "flops": flops}
+
+
+def as_lines(plan: dict[str, Any]) -> list[str]:
+    """Set the plan for people."""
+    first = plan["techniques"][0]
+    share = f"{first['size']:,} of {first['model_size']:,} weights"
+    arms = f"{counted(len(plan['techniques']), 'technique')} x {counted(len(plan['seeds']), 'seed')}"
+    pace = f"{plan['workers']} at a time, each on {counted(plan['threads'], 'thread')}"
+    cost = f"{plan['total_epochs']:,} epochs of search{_flops(plan['total_flops'])}"
+    lines = [
+        f"{plan['name']}: {arms} on {plan['task']}, judged by validation {plan['metric']['name']}",
+        f"folder {plan['folder']}; {pace}; prunable: {share}",
+        "",
+    ]
+    for one in plan["techniques"]:
+        retrain = (
+            f"{one['epochs']} + {one['rounds']} x {one['retrain_epochs']} = {one['total_epochs']} epochs"
+        )
+        lines.append(f"{one['technique']}: {retrain} a seed{_flops(one['flops'])}")
+        lines.append(f"    densities  {_densities(one['densities'])} (until {one['until']})")
+        kept = ", ".join(one["snapshots"]) or "none beside where it stands"
+        lines.append(f"    snapshots  {kept}; {_bytes(one['disk_bytes'])} a seed")
+    lines += [
+        "",
+        f"In all {counted(plan['arms'], 'run')}, {cost}, about {_bytes(plan['disk_bytes'])} on disk.",
+    ]
+    return lines
+
+
+def _densities(densities: list[float]) -> str:
+    texts = [f"{d:.3g}" for d in densities]
+    return " ".join(texts if len(texts) <= 8 else [*texts[:4], "..", *texts[-3:]])
+
+
+def _flops(flops: float) -> str:
+    return f", {flops:.3g} training FLOPs"
+
+
+def _bytes(count: float) -> str:
+    """Return a size for people.
+
+    >>> _bytes(2_400_000), _bytes(800)
+    ('2.4 MB', '800 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,289 @@
+"""A recipe: one experiment as a text file (TOML), checked before anything runs.
+
+    task       what is trained               techniques x seeds   the arms, each one run of Algorithm 1
+    rate       how much a round prunes       until                where it ends
+
+Unknown keys are errors that name the nearest known one. A recipe is a frozen value; ``to_toml`` gives it back
+as text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ONE_SHOT = "one-shot"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"must be at least 1 (got {value})")
+        return tuple(range(value))
+    found = list(value) if isinstance(value, (list, tuple)) else []
+    if not found or not all(type(v) is int and v >= 0 for v in found):
+        raise ValueError(f"must be a count (3) or a list of whole numbers ([0, 1, 2]) (got {value!r})")
+    if len(set(found)) < len(found):
+        raise ValueError(f"names a seed twice (got {value!r})")
+    return tuple(found)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)) or not all(isinstance(v, str) for v in found):
+        raise ValueError(f"must be a text or a list of texts (got {value!r})")
+    return tuple(found)
+
+
+def _rate(value: object) -> float | str:
+    if value == ONE_SHOT:
+        return ONE_SHOT
+    if not _is_number(value) or not 0 <= value < 1:  # type: ignore[operator]
+        raise ValueError(
+            f'must be in [0, 1), the fraction of survivors a round prunes (0 is a control), or "one-shot" (got {value!r})'
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _until(value: object) -> float | str | tuple[float | str, ...]:
+    if isinstance(value, (list, tuple)) and value:
+        return tuple(_until(v) for v in value)  # type: ignore[misc]
+    if isinstance(value, str):
+        return value
+    if not _is_number(value) or not 0 < value < 1:  # type: ignore[operator]
+        raise ValueError(
+            'must be a density in (0, 1), "20x", "10 rounds", "accuracy drops 0.01", or a list of these '
+            f"(got {value!r})"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _allocation(value: object) -> str | dict[str, float]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and value and all(_is_number(v) for v in value.values()):
+        return {str(k): float(v) for k, v in value.items()}
+    raise ValueError(
+        f"must be a name (global, uniform, erk, lamp) or a table of name = density (got {value!r})"
+    )
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+
+
+class ScopeTable(BaseModel):
+    """Which tensors may be pruned: names or glob patterns. Left out: what ``find_scope`` finds by itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include: Texts = ()
+    exclude: Texts = ()
+    embeddings: bool = False
+
+
+class Recipe(BaseModel):
+    """One experiment: every technique with every seed, on one task.
+
+    >>> recipe = Recipe(name="mine", task="digits", seeds=2, until="20x")
+    >>> recipe.seeds, recipe.techniques
+    ((0, 1), ('fine-tuning', 'weight-rewinding', 'lr-rewinding'))
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$")
+    task: str = "digits"
+    task_options: dict[str, Any] = {}
+    techniques: Texts = ("fine-tuning", "weight-rewinding", "lr-rewinding")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0, 1, 2)
+    epochs: int | None = Field(default=None, ge=1)
+    rate: Annotated[float | str, PlainValidator(_rate)] = 0.2
+    until: Annotated[Any, PlainValidator(_until)] = None
+    criterion: str = "magnitude"
+    pattern: str = "weight"
+    allocation: Annotated[Any, PlainValidator(_allocation)] = "global"
+    scope: ScopeTable = ScopeTable()
+    data_order: Literal["rewind", "fresh"] = "rewind"
+    threads: int = Field(default=1, ge=1)
+    workers: int = Field(default=2, ge=1)
+    folder: str | None = None
+
+    @property
+    def target(self) -> Any:
+        """``until``; left out, density 0.05, or what an allocation by tensor says itself."""
+        return 0.05 if self.until is None and isinstance(self.allocation, str) else self.until
+
+    @property
+    def place(self) -> Path:
+        """The experiment's folder: ``folder``, or ``runs/NAME``."""
+        return Path(self.folder) if self.folder else Path("runs") / self.name
+
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a TOML file and apply ``a.b=c`` overrides.
+
+    A task given as a file (``my_task.py:MyTask``) is looked for beside the recipe first, then where you are.
+
+    Raises FileNotFoundError, or ValueError naming every wrong key with its dotted path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        there = f"; there is {', '.join(near[:5])}" if near else "; 'rewound new recipe.toml' writes one"
+        raise FileNotFoundError(f"there is no recipe {str(path)!r}{there}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    data.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem))
+    return make_recipe(data, overrides, origin=str(path), beside=path.parent)
+
+
+def make_recipe(
+    data: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    origin: str = "recipe",
+    beside: Path | None = None,
+) -> Recipe:
+    """Check a recipe given as a plain dict; ``origin`` names it in errors.
+
+    >>> make_recipe({"task": "digits"}, ["scope.exlude=fc*"])
+    Traceback (most recent call last):
+    ValueError: recipe: unknown key 'scope.exlude' (did you mean 'scope.exclude'?)
+    """
+    merged = json.loads(json.dumps(data, default=str))
+    for text in overrides:
+        _override(merged, text)
+    try:  # strict through JSON: arrays may become tuples, but "3" does not become 3
+        recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: " + "; ".join(_say(e) for e in error.errors())) from None
+    return recipe.model_copy(update={"task": _find_task_file(recipe.task, beside)})
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return the recipe as TOML text that reads back to an equal recipe.
+
+    >>> recipe = Recipe(name="mine", until=("20x", "accuracy drops 0.01"))
+    >>> make_recipe(tomllib.loads(to_toml(recipe))) == recipe
+    True
+    """
+    plain = recipe.model_dump(mode="json", exclude_none=True)
+    plain["scope"] = {k: v for k, v in plain["scope"].items() if v}
+    tables = {k: v for k, v in plain.items() if isinstance(v, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if key not in tables]
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]"] + [f"{_key(key)} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Return what sets the arms of two recipes apart, as "key: old there, new here".
+
+    Other seeds, techniques or workers only add arms; they are no difference. A task's file may have moved.
+    """
+    free = {"name", "techniques", "seeds", "workers", "folder"}
+    a, b = (r.model_dump(mode="json") | {"task": task_name(r.task)} for r in (old, new))
+    return [f"{key}: {a[key]!r} there, {b[key]!r} here" for key in a if key not in free and a[key] != b[key]]
+
+
+def task_name(task: str) -> str:
+    """Return a task's text without the folder that its file lies in.
+
+    >>> task_name("digits"), task_name("/home/me/my_task.py:MyTask")
+    ('digits', 'my_task.py:MyTask')
+    """
+    file, colon, name = task.rpartition(":")
+    return Path(file).name + colon + name
+
+
+def parse_value(text: str) -> Any:
+    """Read the right side of ``--set``: a TOML value, or else a plain text; lists may hold bare words.
+
+    >>> [parse_value(t) for t in ("0.2", "true", "20x", "[0, 1]", "[fine-tuning, lr-rewinding]")]
+    [0.2, True, '20x', [0, 1], ['fine-tuning', 'lr-rewinding']]
+    """
+    text = text.strip()
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if text.startswith("[") and text.endswith("]"):
+            return [parse_value(part) for part in text[1:-1].split(",") if part.strip()]
+        return text
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise ValueError(
+            f"--set wants key=value, such as until=0.05 or scope.exclude=fc.weight (got {text!r})"
+        )
+    table = data
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"--set {text}: {part!r} is no table, so nothing can be set inside it")
+    table[path[-1]] = parse_value(value)
+
+
+def _say(error: Any) -> str:
+    """One pydantic error as a clause: the dotted path, what was found, what to do."""
+    path = [str(part) for part in error["loc"]]
+    dotted = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = [*(ScopeTable if path[:1] == ["scope"] and len(path) > 1 else Recipe).model_fields]
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        prefix = "".join(part + "." for part in path[:-1])
+        hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
+        return f"unknown key '{dotted}' ({hint})"
+    if error["type"] == "value_error":
+        return f"'{dotted}' {error['ctx']['error']}"
+    message = error["msg"].replace("Input should", "should")
+    return f"'{dotted}' {message} (got {error['input']!r})"
+
+
+def _find_task_file(task: str, beside: Path | None) -> str:
+    file, colon, name = task.rpartition(":")
+    if not colon:
+        file, name = task, ""
+    if (
+        beside is None
+        or not file.endswith(".py")
+        or Path(file).is_absolute()
+        or not (beside / file).is_file()
+    ):
+        return task
+    return str(beside / file) + colon + name
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value).lower() if isinstance(value, bool) else repr(value)

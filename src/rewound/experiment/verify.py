@@ -1,0 +1,253 @@
+"""Check a finished run again, from its files alone: what it says it is, is what lies there.
+
+    checksums    every state, mask and trace has the content its name promises
+    masks        nested, and of as many kept weights as result.json says, in all and by tensor
+    weights      every pruned weight of the network is exactly 0, and the kept ones are not
+    replay       the last epoch, trained again from the state before it, ends in the same state to the bit
+
+The replay needs to know the loop, so it is for runs of a recipe; a run from a loop of the user's own goes
+without.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rewound.experiment import store
+from rewound.experiment.recipe import Recipe, read_recipe
+
+ZEROS = 0.01  # the share of kept weights that training may have made exactly 0
+
+
+def verify_folder(folder: str | Path, *, replay: bool = True) -> dict[str, Any]:
+    """Check a run's folder or an experiment's; return {"passed": bool, "runs": [...]} as a plain dict.
+
+    Raises FileNotFoundError where ``folder`` is neither.
+    """
+    folder = Path(folder)
+    if (folder / "run.json").is_file():
+        recipe = _recipe_of(folder) if replay else None
+        runs = [_verify_run(folder, recipe)]
+    elif (folder / store.RECIPE).is_file():
+        runs = _verify_experiment(folder, replay)
+    else:
+        raise FileNotFoundError(
+            f"{folder} is no run and no experiment (neither run.json nor {store.RECIPE} is there)"
+        )
+    return {"folder": str(folder), "passed": all(run["passed"] for run in runs), "runs": runs}
+
+
+def as_lines(found: dict[str, Any]) -> list[str]:
+    """Set the outcome for people: one line a run, and one for each check that failed."""
+    lines = []
+    for run in found["runs"]:
+        checks = run["checks"]
+        good = ", ".join(check["name"] for check in checks if check["passed"])
+        lines.append(f"{'ok    ' if run['passed'] else 'FAILED'}  {run['folder']}: {good or 'nothing holds'}")
+        lines += [f"        {c['name']}: {c['says']}" for c in checks if not c["passed"]]
+        lines += [f"        {note}" for note in run["notes"]]
+    bad = sum(not run["passed"] for run in found["runs"])
+    count = len(found["runs"])
+    lines.append(
+        f"{count} run{'s' * (count != 1)} checked, " + ("all hold" if not bad else f"{bad} do not hold")
+    )
+    return lines
+
+
+def _verify_experiment(folder: Path, replay: bool) -> list[dict[str, Any]]:
+    recipe = read_recipe(folder / store.RECIPE)
+    results = store.read_results(folder)
+    runs = []
+    for arm in results["arms"]:
+        place = folder / arm["folder"]
+        if arm["status"] != "finished":
+            check = _check("finished", False, f"this arm failed: {arm['error']}")
+            runs.append({"folder": str(place), "passed": False, "checks": [check], "notes": []})
+            continue
+        run = _verify_run(place, (recipe, arm["technique"], arm["seed"]) if replay else None)
+        told = [r["kept"] for r in arm["rounds"]]
+        there = [r["kept"] for r in (_json(place / "result.json") or {}).get("rounds", [])]
+        run["checks"].append(_check("results", told == there, f"results.json tells {told}, the run {there}"))
+        run["passed"] = all(check["passed"] for check in run["checks"])
+        runs.append(run)
+    return runs
+
+
+def _verify_run(folder: Path, recipe: tuple[Recipe, str, int] | None) -> dict[str, Any]:
+    checks: list[dict[str, Any]] = []
+    notes: list[str] = []
+    result = _json(folder / "result.json") or {}
+    steps: list[tuple[str, Callable[[], str]]] = [
+        ("finished", lambda: _finished(folder, result)),
+        ("checksums", lambda: _checksums(folder)),
+        ("masks", lambda: _masks(folder, result)),
+        ("weights", lambda: _weights(folder, result)),
+    ]
+    if recipe is None:
+        notes.append("the last epoch was not replayed")
+    else:
+        steps.append(("replay", lambda: _replay(folder, *recipe)))
+    for name, step in steps:
+        try:
+            wrong = step()
+        except Exception as error:  # a damaged file breaks in many ways, and each is an answer here
+            wrong = str(error) or type(error).__name__
+        checks.append(_check(name, not wrong, wrong))
+        if wrong and name in ("finished", "checksums"):
+            break  # what follows would read what is not there, or not to be trusted
+    return {
+        "folder": str(folder),
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+        "notes": notes,
+    }
+
+
+def _finished(folder: Path, result: dict[str, Any]) -> str:
+    if not result:
+        return f"there is no readable result.json in {folder}"
+    return (
+        "" if result.get("finished") else f"the run stopped after {len(result['rounds'])} rounds; run it on"
+    )
+
+
+def _checksums(folder: Path) -> str:
+    from rewound.folder import damage
+
+    files = sorted(folder.glob("rounds/*/*.pt")) + sorted(folder.glob("state*/*.pt"))
+    wrong = [f"{path.relative_to(folder)}: {why}" for path in files if (why := damage(path))]
+    return "; ".join(wrong) if files else "there are no state files"
+
+
+def _masks(folder: Path, result: dict[str, Any]) -> str:
+    before = None
+    for done in result["rounds"][1:]:
+        mask = _mask_of(folder, done["index"])
+        if mask.kept != done["kept"] or mask.size != done["size"]:
+            told = f"{done['kept']} of {done['size']}"
+            return f"round {done['index']}: {mask.kept} of {mask.size} kept, result.json says {told}"
+        if dict(mask.densities) != done["densities"]:
+            return f"round {done['index']}: the densities by tensor are not those of result.json"
+        if before is not None and not mask <= before:
+            return f"round {done['index']}: keeps weights that the round before had pruned"
+        before = mask
+    return ""
+
+
+def _weights(folder: Path, result: dict[str, Any]) -> str:
+    best = result["best"]
+    if best == 0:
+        return ""  # nothing is pruned in the network that was kept
+    weights, mask = _network(folder, result), _mask_of(folder, best)
+    zeros = 0
+    for name, kept in mask.items():
+        alive = weights[name][~kept].count_nonzero().item()
+        if alive:
+            return f"{alive} pruned weights of {name} are not 0"
+        zeros += int((weights[name][kept] == 0).sum())
+    if zeros > max(1, ZEROS * mask.kept):
+        return f"{zeros} of {mask.kept} kept weights are exactly 0, as if they had been pruned too"
+    return ""
+
+
+def _network(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of the network the run ended with: the newest state's, or the last good round's."""
+    stopped = result["stopped"] is not None
+    return _newest(folder, "good" if stopped else "epoch")["state"]["model"]
+
+
+def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
+    """Train on from the second newest state in a copy of the folder and compare what comes out."""
+    import torch
+
+    from rewound.experiment.arms import run_options, task_of
+    from rewound.tasks import drive
+
+    states = _states(folder, "epoch")
+    if len(states) < 2:
+        return "there is no state before the last one to train on from"
+    task, threads = task_of(recipe), torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="rewound-verify-") as scratch:
+        copy = Path(scratch) / "run"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock*", states[0].name))
+        torch.set_num_threads(recipe.threads)
+        try:
+            options = run_options(recipe, task, technique, seed)
+            drive(task, seed=seed, epochs=recipe.epochs, folder=copy, **options)
+        finally:
+            torch.set_num_threads(threads)
+        again = _states(copy, "epoch")[0]
+        if again.name == states[0].name:  # the name is the content's checksum
+            return ""
+        return _difference(_newest(folder, "epoch"), _newest(copy, "epoch"))
+
+
+def _difference(there: Any, again: Any, where: str = "") -> str:
+    """Return the first place where two states differ, or an empty text."""
+    import torch
+
+    if isinstance(there, torch.Tensor):
+        same = isinstance(again, torch.Tensor) and there.dtype == again.dtype and there.shape == again.shape
+        if same and there.numpy().tobytes() == again.numpy().tobytes():
+            return ""
+        return f"{where.strip('.')} comes out different"
+    if isinstance(there, dict) and isinstance(again, dict) and there.keys() == again.keys():
+        return next((d for k in there if (d := _difference(there[k], again[k], f"{where}.{k}"))), "")
+    if isinstance(there, (list, tuple)) and isinstance(again, (list, tuple)) and len(there) == len(again):
+        pairs = enumerate(zip(there, again))
+        return next((d for k, (a, b) in pairs if (d := _difference(a, b, f"{where}.{k}"))), "")
+    return "" if repr(there) == repr(again) else f"{where.strip('.')} comes out different"
+
+
+def _states(folder: Path, kind: str) -> list[Path]:
+    """Return the state files of a kind, newest first."""
+    return sorted(
+        (folder / "state").glob(f"{kind}-*.pt"), key=lambda p: int(p.name.split("-")[1]), reverse=True
+    )
+
+
+def _newest(folder: Path, kind: str) -> dict[str, Any]:
+    from rewound.folder import load_checked
+
+    states = _states(folder, kind)
+    if not states:
+        raise FileNotFoundError(f"there is no {kind} state")
+    return load_checked(states[0])
+
+
+def _mask_of(folder: Path, index: int) -> Any:
+    from rewound.folder import load_checked
+    from rewound.mask import Mask
+
+    found = sorted((folder / "rounds" / f"{index:02d}").glob("mask-*.pt"))
+    if not found:
+        raise FileNotFoundError(f"round {index} has no mask")
+    return Mask.from_plain(load_checked(found[0]))
+
+
+def _recipe_of(folder: Path) -> tuple[Recipe, str, int] | None:
+    """Return the recipe, technique and seed of an arm's folder, where it lies in an experiment."""
+    place = folder.resolve().parents[2] if len(folder.resolve().parents) > 2 else folder
+    if not (place / store.RECIPE).is_file():
+        return None
+    recipe = read_recipe(place / store.RECIPE)
+    for technique in recipe.techniques:
+        for seed in recipe.seeds:
+            if store.arm_folder(place, technique, seed) == folder.resolve():
+                return recipe, technique, seed
+    return None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return store.read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _check(name: str, passed: bool, says: str) -> dict[str, Any]:
+    return {"name": name, "passed": passed, "says": "" if passed else says}

@@ -1,0 +1,221 @@
+"""What a run will do, known before its first step: rounds, weights kept, epochs, snapshots, search cost, disk."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from rewound.techniques import Technique
+
+MERGE = (
+    0.02  # a last round that would prune less than this part of the survivors is merged into the one before
+)
+UNBOUNDED_ROUNDS = 50  # the most rounds of a run that only a metric stops
+
+
+@dataclass(frozen=True)
+class Until:
+    """When to stop pruning: at a ``density``, after a number of ``rounds``, or when ``metric`` of the retrained network
+    is more than ``drop`` below (or ``rise`` above) the original run's; whichever comes first.
+
+    >>> parse_until("20x").density
+    0.05
+    >>> print(parse_until((0.05, "accuracy drops 0.01")))
+    density 0.05 or accuracy drops 0.01
+    """
+
+    density: float | None = None
+    rounds: int | None = None
+    metric: str | None = None
+    drop: float | None = None
+    rise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ValueError(
+                f"'until' as a density must be in (0, 1] (got {self.density!r}); "
+                f"write a compression ratio as '{self.density:g}x', a number of rounds as '{self.density:g} rounds'"
+            )
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"'until' must allow at least 1 round (got {self.rounds})")
+        if (self.metric is None) != (self.drop is None and self.rise is None):
+            raise ValueError("'until' a metric needs its name and either 'drop' or 'rise'")
+        if self.density is None and self.rounds is None and self.metric is None:
+            raise ValueError("'until' must say when to stop: " + _FORMS)
+
+    def stopped_by(self, metrics: Mapping[str, float], original: Mapping[str, float]) -> bool:
+        """Return whether a round's metrics are worse than allowed; a metric that is NaN is."""
+        if self.metric is None:
+            return False
+        for which, found in (("this round", metrics), ("the original run", original)):
+            if self.metric not in found:
+                raise ValueError(
+                    f"the run stops by {self.metric!r}, which was not logged for {which}; logged: "
+                    f"{', '.join(found) or 'nothing'}. Call run.log({self.metric}=...) in every epoch"
+                )
+        change = metrics[self.metric] - original[self.metric]
+        within = change >= -self.drop if self.drop is not None else change <= self.rise  # type: ignore[operator]
+        return not within
+
+    def __str__(self) -> str:
+        parts = []
+        if self.density is not None:
+            parts.append(f"density {self.density:g}")
+        if self.rounds is not None:
+            parts.append(f"{self.rounds} round{'s' * (self.rounds != 1)}")
+        if self.metric is not None:
+            parts.append(
+                f"{self.metric} "
+                + (f"drops {self.drop:g}" if self.drop is not None else f"rises {self.rise:g}")
+            )
+        return " or ".join(parts)
+
+
+_FORMS = "a density (0.05), '20x', '10 rounds', 'accuracy drops 0.01', 'mse rises 0.1', or a tuple of those"
+
+
+def parse_until(until: float | str | Until | Sequence[float | str | Until]) -> Until:
+    """Read ``until`` in any of its forms."""
+    if isinstance(until, Until):
+        return until
+    if isinstance(until, (list, tuple)):
+        merged: dict[str, object] = {}
+        for part in until:
+            one = parse_until(part)
+            for field in fields(Until):
+                value = getattr(one, field.name)
+                if value is not None and merged.setdefault(field.name, value) != value:
+                    raise ValueError(f"'until' gives {field.name!r} twice (got {until!r})")
+        return Until(**merged)  # type: ignore[arg-type]
+    if isinstance(until, (int, float)) and not isinstance(until, bool):
+        return Until(density=float(until))
+    if isinstance(until, str):
+        text, number = until.strip(), r"([-+.\deE]+)"
+        if match := re.fullmatch(number + r" ?x", text):
+            if float(match[1]) < 1:
+                raise ValueError(f"a compression ratio is at least 1x (got {until!r})")
+            return Until(density=1 / float(match[1]))
+        if match := re.fullmatch(r"(\d+) ?rounds?", text):
+            return Until(rounds=int(match[1]))
+        if match := re.fullmatch(r"(\S+) (drops|rises) " + number, text):
+            return Until(metric=match[1], **{match[2][:-1]: float(match[3])})  # type: ignore[arg-type]
+        if match := re.fullmatch(r"(density )?" + number, text):
+            return Until(density=float(match[2]))
+        if " or " in text:
+            return parse_until(text.split(" or "))
+    raise ValueError(f"cannot read 'until' = {until!r}; it is {_FORMS}")
+
+
+def kept_by_round(size: int, rate: float | None, until: Until) -> tuple[int, ...]:
+    """Return how many of ``size`` weights survive each round, exactly: round(rate x survivors) go, down to the target.
+
+    ``rate`` None is one-shot. A target that the rounds do not hit exactly is hit exactly by the last.
+
+    >>> kept_by_round(1000, 0.2, parse_until(0.5))
+    (800, 640, 512, 500)
+    >>> kept_by_round(1000, None, parse_until("10x"))
+    (100,)
+    """
+    target = 0 if until.density is None else max(1, round(until.density * size))
+    most = until.rounds or (UNBOUNDED_ROUNDS if until.density is None else math.inf)
+    if rate is None:
+        if until.density is None:
+            raise ValueError(f"one-shot pruning (rate=None) needs a density to prune to (got until={until})")
+        return (target,)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ValueError(
+            f"'rate' is the part of the surviving weights pruned in a round, in (0, 1), or None for one-shot (got {rate!r})"
+        )
+    if rate == 0 and until.rounds is None:
+        raise ValueError(
+            "'rate' = 0 prunes nothing and never ends; give a number of rounds, as in until='3 rounds'"
+        )
+    kept = size
+    rounds: list[int] = []
+    while len(rounds) < most and (kept > target or rate == 0):
+        pruned = round(rate * kept)
+        if pruned == 0 and rate > 0:  # too few weights are left for a round of this rate
+            if until.density is None:
+                break
+            pruned = kept - target
+        kept -= pruned
+        if until.density is not None and kept - target <= MERGE * kept:
+            kept = target
+        if kept < 1:
+            break
+        rounds.append(kept)
+    return tuple(rounds)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a :class:`rewound.Run` will do; ``print`` it. Counts are exact, bytes and FLOPs are estimates."""
+
+    technique: Technique
+    epochs: int
+    retrain_epochs: int
+    until: Until
+    kept: tuple[int, ...]
+    size: int
+    model_size: int
+    tensors: int
+    pretrained: bool
+    snapshots: tuple[str, ...]
+    disk_bytes: int
+    by_tensor: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """Number of prune-and-retrain rounds (at the most, where a metric may stop the run)."""
+        return len(self.kept)
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Density in scope after each round."""
+        return tuple(k / self.size for k in self.kept)
+
+    @property
+    def total_epochs(self) -> int:
+        """Training epochs of everything, the original run included where it is trained here."""
+        return (0 if self.pretrained else self.epochs) + self.rounds * self.retrain_epochs
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the plan as JSON-able values."""
+        return {
+            "technique": str(self.technique),
+            "epochs": self.epochs,
+            "retrain_epochs": self.retrain_epochs,
+            "until": str(self.until),
+            "rounds": self.rounds,
+            "kept": list(self.kept),
+            "densities": list(self.densities),
+            "size": self.size,
+            "model_size": self.model_size,
+            "pretrained": self.pretrained,
+            "snapshots": list(self.snapshots),
+            "disk_bytes": self.disk_bytes,
+            "total_epochs": self.total_epochs,
+        }
+
+    def __str__(self) -> str:
+        t, n = self.retrain_epochs, self.rounds
+        at_most = " at the most" if self.until.metric else ""
+        first = (
+            "no original run (pretrained)" if self.pretrained else f"an original run of {self.epochs} epochs"
+        )
+        shown = [f"{d:.3g}" for d in self.densities]
+        if len(shown) > 12:
+            shown = [*shown[:6], "...", *shown[-5:]]
+        lines = [
+            f"Plan: {first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}",
+            f"  technique  {self.technique!r}",
+            f"  scope      {self.size:,} of {self.model_size:,} parameters, in {self.tensors} tensors",
+            f"  density    1 -> {' -> '.join(shown)}   (until {self.until})",
+            f"  snapshots  {'; '.join(self.snapshots) or 'none'}",
+            f"  disk       about {self.disk_bytes / 1e6:.1f} MB"
+            if self.disk_bytes
+            else "  disk       nothing (no folder)",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""What a run found: density, metrics before and after retraining, and search cost, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rewound.techniques import Technique
+from rewound.trace import Trace
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round; round 0 is the original run.
+
+    ``density`` counts the scope, ``density_total`` every parameter of the model; ``densities`` is by tensor. ``before``
+    holds what ``evaluate`` gave right after pruning, ``metrics`` what was last logged, ``log`` one dict an epoch.
+    ``collapsed`` names the tensors of which nothing survived. ``sparse_flops`` counts surviving weights only.
+    """
+
+    index: int
+    kept: int
+    size: int
+    model_size: int
+    epochs: int
+    steps: int
+    densities: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    log: tuple[dict[str, float], ...] = ()
+    collapsed: tuple[str, ...] = ()
+    flops: float | None = None
+    sparse_flops: float | None = None
+
+    @property
+    def density(self) -> float:
+        """Kept / total over the scope."""
+        return self.kept / self.size
+
+    @property
+    def density_total(self) -> float:
+        """Kept / total over every parameter of the model."""
+        return (self.model_size - self.size + self.kept) / self.model_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the round as JSON-able values."""
+        plain = asdict(self)
+        plain.update(density=self.density, density_total=self.density_total, collapsed=list(self.collapsed))
+        plain["log"] = [dict(entry) for entry in self.log]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Round:
+        """Inverse of :meth:`to_dict`."""
+        known = {k: v for k, v in plain.items() if k not in ("density", "density_total")}
+        known.update(log=tuple(known["log"]), collapsed=tuple(known["collapsed"]))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What the search cost: training of all rounds, the original run included where it was trained here.
+
+    ``flops`` are training FLOPs (2 x multiply-adds, forward and backward) of dense arithmetic, ``sparse_flops`` those of
+    surviving weights; None where the run was given no ``example`` to count them on.
+    """
+
+    epochs: int
+    steps: int
+    flops: float | None = None
+    sparse_flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rounds so far, ``search_cost``, ``trace``; ``print`` it for a table.
+
+    ``stopped`` says why the run ended before its plan, ``best`` is the index of the round whose weights the model has.
+    """
+
+    technique: Technique
+    rounds: tuple[Round, ...]
+    finished: bool
+    stopped: str | None
+    best: int
+    pretrained: bool
+    _trace: Callable[[], Trace]
+
+    @property
+    def trace(self) -> Trace:
+        """Hyper-parameters used, step by step, over all rounds."""
+        return self._trace()
+
+    @property
+    def search_cost(self) -> SearchCost:
+        """Sum over the rounds."""
+
+        def total(name: str) -> float | None:
+            values = [getattr(r, name) for r in self.rounds]
+            return None if not values or any(v is None for v in values) else sum(values)
+
+        return SearchCost(
+            epochs=sum(r.epochs for r in self.rounds),
+            steps=sum(r.steps for r in self.rounds),
+            flops=total("flops"),
+            sparse_flops=total("sparse_flops"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the trace as JSON-able values."""
+        return {
+            "technique": str(self.technique),
+            "finished": self.finished,
+            "stopped": self.stopped,
+            "best": self.best,
+            "pretrained": self.pretrained,
+            "search_cost": asdict(self.search_cost),
+            "rounds": [r.to_dict() for r in self.rounds],
+        }
+
+    def __str__(self) -> str:
+        names = list(dict.fromkeys(name for r in self.rounds for name in r.metrics))
+        before = list(dict.fromkeys(name for r in self.rounds for name in r.before))
+        header = ["round", "density", "of model", "ratio", *names, *(f"{b} pruned" for b in before), "epochs"]
+        rows, epochs = [], 0
+        for r in self.rounds:
+            epochs += r.epochs
+            cells = [
+                str(r.index) + "*" * (r.index == self.best),
+                f"{r.density:.4f}",
+                f"{r.density_total:.4f}",
+            ]
+            cells.append(f"{1 / r.density:.1f}x" if r.kept else "-")
+            cells += [_number(r.metrics.get(n)) for n in names] + [_number(r.before.get(b)) for b in before]
+            rows.append([*cells, str(epochs)])
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in [header, *rows]]
+        cost = self.search_cost
+        flops = "" if cost.flops is None else f", {cost.flops:.3g} training FLOPs (dense)"
+        lines += [f"{self.technique!r}", f"search cost {cost.epochs} epochs, {cost.steps:,} steps{flops}"]
+        lines += [f"stopped: {self.stopped}"] if self.stopped else []
+        lines += [
+            f"round {r.index}: nothing survives in {', '.join(r.collapsed)}"
+            for r in self.rounds
+            if r.collapsed
+        ]
+        return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

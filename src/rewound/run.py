@@ -1,0 +1,528 @@
+"""Algorithm 1 of the paper as an iterator over the user's epochs: train, then prune and retrain, round by round.
+
+    1. train the network to completion                    round 0: epochs 0 .. T-1, everything it uses is recorded
+    2. prune 20 % of the surviving weights                 between the rounds
+    3. retrain                                             round k: epochs T-t .. T-1 again, the recording replayed
+    4. repeat 2 and 3 until the target is reached
+    (Renda, Frankle and Carbin 2020, Algorithm 1)
+
+The epoch number itself rewinds, so samplers that are seeded by the epoch rewind too. The loop's own objects (model,
+optimizer, scheduler) are the user's; what happens to them happens through optimizer hooks and in place.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rewound import ranks
+from rewound.allocation import as_allocation
+from rewound.configuration import configuration, make_plan, needed_snapshots
+from rewound.criteria import as_criterion
+from rewound.damage import Damage, damage_of
+from rewound.evidence import Evidence
+from rewound.guarding import Guard
+from rewound.mask import Mask
+from rewound.measure import cost
+from rewound.movement import Movement, watch_movement
+from rewound.parameters import parameters_by_name, unwrap_model, unwrap_optimizer, whole
+from rewound.patterns import as_pattern
+from rewound.plan import Plan, Until, parse_until
+from rewound.pruning import prune
+from rewound.reinitialize import reinitialize_
+from rewound.result import Result, Round
+from rewound.scope import as_scope
+from rewound.state import State, capture, restore, rng_state, set_rng_state
+from rewound.store import Store
+from rewound.techniques import Technique, learning_rate_rewinding, parse_technique
+from rewound.trace import EMPTY, Recorder, Replay, Trace, held, joined
+
+
+class Run:
+    """Train, prune, rewind and retrain inside the user's own loop.
+
+    >>> import torch, rewound
+    >>> model = torch.nn.Linear(8, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> run = rewound.Run(model, optimizer, epochs=2, until=0.5)
+    >>> for epoch in run:                            # was: for epoch in range(2)
+    ...     optimizer.zero_grad()
+    ...     loss = model(torch.ones(4, 8)).square().mean()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     run.log(loss=loss.item())
+    >>> [round.density for round in run.result.rounds]
+    [1.0, 0.8125, 0.625, 0.5]
+
+    Args:
+        model, optimizer, scheduler: the user's own; wrappers (compile, DDP, Accelerate, Fabric) are looked through.
+        epochs: T, the length of the original run.
+        technique: a cell of the table in ``rewound.techniques``, or its text; default learning-rate rewinding, t = T.
+        rate: part of the survivors pruned in a round; None prunes once, to ``until``.
+        until: a density in (0, 1), "20x", "10 rounds", "accuracy drops 0.01", "mse rises 0.1", or a tuple of those. A
+            metric that stops the run brings the last good round back.
+        criterion, pattern, allocation, scope: what :func:`rewound.prune` takes. An allocation by tensor says its own
+            target densities, and needs no ``until``.
+        evidence: ``function(model, scope) -> Evidence``, for a criterion that needs data.
+        extras: what training depends on besides (GradScaler, EMA, sampler, torch.Generator): saved, rewound with the
+            weights; modules among them (EMA copies) obey the mask.
+        folder: where states are kept, so that a killed run goes on where it was when the same script starts again.
+        seed: of everything this class draws itself (random criterion, fresh weights).
+        evaluate: ``function(model) -> dict`` of metrics, called right after each pruning, before retraining.
+        example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count training FLOPs on.
+        pretrained: the model arrives trained, so there is no original run to record or to rewind weights to.
+        history: what the original run of such a model used (``Trace.from_schedule(...)``); implies ``pretrained``.
+        initialize: ``function(model, seed)`` that draws fresh weights in place, for re-initialisation.
+        progress: ``function(run)``, called after every epoch.
+
+    Raises ``ValueError`` or ``TypeError`` for what cannot work, before anything is trained or written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        technique: Technique | str = learning_rate_rewinding(),  # noqa: B008 (frozen)
+        rate: float | None = 0.2,
+        until: float | str | Until | Sequence[float | str | Until] | None = None,
+        scheduler: Any = None,
+        criterion: Any = "magnitude",
+        pattern: Any = "weight",
+        allocation: Any = "global",
+        scope: Any = None,
+        evidence: Callable[..., Evidence] | None = None,
+        extras: Sequence[Any] = (),
+        folder: Any = None,
+        seed: int = 0,
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        example: Any = None,
+        pretrained: bool = False,
+        history: Trace | None = None,
+        initialize: Callable[[nn.Module, int], None] | None = None,
+        progress: Callable[[Run], None] | None = None,
+    ) -> None:
+        self._model, self._scheduler, self._extras = model, scheduler, tuple(extras)
+        self._optimizer = unwrap_optimizer(optimizer)
+        self.technique = parse_technique(technique)
+        self._how = {"criterion": criterion, "pattern": pattern, "allocation": allocation}
+        (
+            as_criterion(criterion),
+            as_pattern(pattern),
+            as_allocation(allocation),
+        )  # unknown names are refused now
+        if criterion == "gradient" and evidence is None:
+            raise ValueError(
+                "criterion 'gradient' needs data: pass evidence=lambda model, scope: "
+                "rewound.Evidence(model, scope, batches=..., loss=...)"
+            )
+        self._scope = as_scope(model, scope)
+        self._evidence, self._evaluate, self._example = evidence, evaluate, example
+        self._initialize, self._progress = initialize or reinitialize_, progress
+        if folder == "":
+            raise ValueError(
+                "'folder' must be a path, or None to keep everything in memory (got an empty text)"
+            )
+        self._seed, self._path = seed, folder
+        self._pretrained = pretrained or history is not None
+        self._until = None if until is None else parse_until(until)
+        self.plan: Plan = make_plan(
+            self._model, self._optimizer, self._scope, self.technique, epochs, rate, self._until, allocation,
+            self._pretrained, history, folder is not None, self._extras,
+        )  # fmt: skip
+        self._T, self._t, self._rate = epochs, self.plan.retrain_epochs, rate
+        self._needs = needed_snapshots(self.technique, epochs)
+        self._configuration = configuration(
+            self.plan, self._scope, self._how, rate, seed, self._optimizer, scheduler, self._extras, history
+        )
+        self._movement: Movement | None = None
+        if criterion == "movement" and evidence is None:
+            self._movement = watch_movement(self._optimizer, model, self._scope)
+            self._extras = (*self._extras, self._movement)
+        full = {name: torch.ones_like(whole(p), dtype=torch.bool) for name, p in self._scoped()}
+        self.mask = Mask(full)
+        modules = [m for extra in extras if isinstance(extra, nn.Module) for m in extra.modules()]
+        fitting = [unwrap_model(module) for module in modules if self.mask.fits(module)]
+        self._copies = tuple({id(module): module for module in fitting}.values())
+        self.round = 0
+        self.epoch: int | None = None
+        self.guard: Guard | None = None
+        self._rounds: list[Round] = []
+        self._log: list[dict[str, float]] = []
+        self._done = 0
+        self._before: dict[str, float] = {}
+        self._damage = Damage()
+        self._stopped: str | None = None
+        self._best = 0
+        self._finished = self._started = self._in_body = self._steps_said = False
+        self._recorder: Recorder | None = None
+        self._replay: Replay | None = None
+        self._recorded: Trace | None = history
+        # What a model without a history is fine-tuned with: what its optimizer has now, before any scheduler steps.
+        self._given = held(self._optimizer, self._t, self.technique.lr_value) if self._pretrained else None
+        self._store: Store | None = None
+        self._flops_of_step: float | None = None
+        self._flops(0)  # an example that does not fit is an error now, not after the original run
+
+    # ---- the user's side -------------------------------------------------------------------------------------------
+
+    @property
+    def density(self) -> float:
+        """Kept / total over the scope, now."""
+        return self.mask.density
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What was logged last in this round."""
+        return dict(self._log[-1]) if self._log else {}
+
+    @property
+    def result(self) -> Result:
+        """The finished rounds so far."""
+        return Result(
+            self.technique,
+            tuple(self._rounds),
+            self._finished,
+            self._stopped,
+            self._best,
+            self._pretrained,
+            self._trace,
+        )
+
+    def log(self, **metrics: Any) -> None:
+        """Note metrics of the present epoch: numbers or one-element tensors. What a round ends on is its result."""
+        if not self._in_body:
+            raise RuntimeError("run.log() notes metrics of an epoch; call it inside 'for epoch in run'")
+        for name, value in metrics.items():
+            try:
+                self._log[-1][name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            except (TypeError, ValueError):
+                raise TypeError(f"metric {name!r} must be a number (got {type(value).__name__})") from None
+
+    def attach(self, optimizer: Optimizer, scheduler: Any = None) -> None:
+        """Go on with a rebuilt optimizer (and scheduler): mask, recording and replay move over to it."""
+        self._optimizer = unwrap_optimizer(optimizer)
+        self._scheduler = scheduler or self._scheduler
+        if self.guard is not None:
+            self._protect()
+        for hook in (self._replay, self._recorder):
+            if hook is not None:
+                hook.attach(self._optimizer)
+        if self._movement is not None:
+            self._movement.watch(self._optimizer)
+
+    def __iter__(self) -> Iterator[int]:
+        if self._started:
+            raise RuntimeError("a Run is iterated once; build another one to go on from its folder")
+        self._started = True
+        self._store = Store(self._path, self._configuration)
+        try:
+            self._open()
+            while True:
+                yield from self._epochs()
+                self._close_round()
+                if self._is_over():
+                    break
+                self._prune_and_rewind()
+            self._end()
+        finally:
+            self._in_body = False
+            for hook in (self._replay, self._recorder):
+                if hook is not None:
+                    hook.remove()
+            self._store.close()
+
+    # ---- a round ---------------------------------------------------------------------------------------------------
+
+    def _epochs(self) -> Iterator[int]:
+        """Yield the epochs of the present round that are not done yet."""
+        epochs = range(0 if self.round == 0 else self._T - self._t, self._T)
+        if self.round == 0 and self._pretrained:
+            return
+        assert self._recorder is not None
+        for epoch in epochs[self._done :]:
+            self.epoch = epoch
+            if self.round == 0:
+                self._take_snapshots(epoch)
+            if self._replay is not None:
+                self._replay.start_epoch(self._done)
+            self._recorder.start_epoch()
+            before = self._recorder.steps
+            self._log.append({})
+            self._in_body = True
+            yield epoch
+            self._in_body = False
+            self._check_epoch(epoch, self._recorder.steps - before)
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self)
+            self._save()
+
+    def _check_epoch(self, epoch: int, steps: int) -> None:
+        if steps == 0:
+            raise RuntimeError(
+                f"no step of the {type(self._optimizer).__name__} given to this Run was seen in epoch {epoch}; if your loop "
+                "builds its optimizer anew, hand it over with run.attach(optimizer)"
+            )
+        if self.guard is not None:
+            self.guard.check()
+        if self._replay is None or self._recorded is None or self._steps_said:
+            return
+        fewer = self._replay.remaining - self._replay.overrun
+        if abs(fewer) > max(1, 0.01 * steps):  # GradScaler may skip a step now and then
+            self._steps_said = True
+            warnings.warn(
+                f"epoch {epoch} took {steps} steps in round {self.round} and {steps + fewer} in "
+                "the original run; t is counted in epochs, and the recorded hyper-parameters of an epoch are held or cut",
+                stacklevel=3,
+            )
+
+    def _close_round(self) -> None:
+        """Note what the round was: its result, trace and mask."""
+        assert self._store is not None
+        trace = EMPTY if self._recorder is None else self._recorder.trace()
+        if self.round == 0 and not self._pretrained:
+            self._recorded = trace
+        metrics = self._log[-1] if self._log else self._before
+        flops, sparse = self._flops(trace.steps)
+        self._rounds.append(
+            Round(
+                index=self.round, kept=self.mask.kept, size=self.plan.size, model_size=self.plan.model_size,
+                epochs=self._done, steps=trace.steps, densities=dict(self.mask.densities), before=self._before,
+                metrics=dict(metrics), log=tuple(self._log), flops=flops, sparse_flops=sparse,
+                collapsed=tuple(name for name, count in self.mask.counts.items() if count == 0),
+            )
+        )  # fmt: skip
+        mask = self.mask.to_plain() if self.round else None
+        self._store.finish_round(self.round, trace.to_plain(), mask, self.result.to_dict())
+        if self.round == 0:
+            self._take_snapshots(self._T)
+
+    def _is_over(self) -> bool:
+        """Return whether no round follows; keep, or bring back, the last good round where a metric decides."""
+        assert self._store is not None
+        until = self.plan.until
+        # Rank 0's metrics decide for all: each rank may have logged its own, or nothing.
+        metrics, original = ranks.from_first((self._rounds[-1].metrics, self._rounds[0].metrics))
+        if self.round and until.stopped_by(metrics, original):
+            self._best = self.round - 1
+            self._stopped = (
+                f"{until.metric} {metrics[until.metric]:.4g} in round {self.round}, "  # type: ignore[index]
+                f"{original[until.metric]:.4g} in the original run ({until}); "  # type: ignore[index]
+                f"the model has the weights of round {self._best} again"
+            )
+            good = self._store.fetch("good", self._best)
+            restore(State.from_plain(good["state"]), *self._live)
+            self._set_mask(Mask.from_plain(good["mask"]))
+            return True
+        self._best = self.round
+        if until.metric is not None:
+            state = capture(*self._live, parts=("model", "optimizer", "clock", "extras"))
+            self._store.keep("good", self.round, {"state": state.to_plain(), "mask": self.mask.to_plain()})
+        return self.round >= self.plan.rounds
+
+    def _end(self) -> None:
+        assert self._store is not None
+        self._finished = True
+        if self._movement is not None:
+            self._movement.remove()
+        if self._store.folder is not None:
+            self._store.folder.write_json("result.json", self.result.to_dict())
+
+    # ---- between two rounds ------------------------------------------------------------------------------------------
+
+    def _prune_and_rewind(self) -> None:
+        """Prune, put weights and clock where the technique says, and replay what its lr rule gives."""
+        assert self._store is not None
+        following = self.round + 1
+        density = self.plan.kept[following - 1] / self.plan.size
+        allocation = self.plan.by_tensor[following - 1] if self.plan.by_tensor else self._how["allocation"]
+        evidence = self._make_evidence(following)
+        mask = prune(
+            self._model, density, criterion=self._how["criterion"], pattern=self._how["pattern"],
+            allocation=allocation, scope=self._scope, mask=self.mask, evidence=evidence, example=self._example,
+        )  # fmt: skip
+        mask = Mask.from_plain(ranks.from_first(mask.to_plain())) if ranks.world_size() > 1 else mask
+        self._damage = damage_of(self._model, self.mask, mask)
+        # A technique that cannot go on (a last lr of zero) is refused here, before anything of the round is done.
+        trace = self._retraining_trace()
+        self.round, self._done, self._log = following, 0, []
+        self._rewind()
+        self._set_mask(mask)
+        self._before = self._evaluated()
+        collapsed = [name for name, count in mask.counts.items() if count == 0]
+        if collapsed:
+            warnings.warn(
+                f"round {self.round}: nothing survives in {', '.join(collapsed)} (layer collapse); allocation='uniform', "
+                "'erk' or 'lamp' spreads the pruning more evenly",
+                stacklevel=3,
+            )
+        self._listen(trace)
+
+    def _rewind(self) -> None:
+        """Apply the weights row of the table; the clock goes back to T-t in every one."""
+        assert self._store is not None
+        for epoch, parts in self._needs.items():
+            state = State.from_plain(self._store.fetch("rewind" if epoch else "initial", epoch))
+            wanted = {part: getattr(state, part) for part in parts}
+            restore(State(**wanted), *self._live)
+        if self.technique.weights == "fresh":
+            self._initialize(self._model, self._seed * 1_000_003 + self.round)
+            self._restart_copies()
+        if self.technique.state_rule == "fresh":
+            self._optimizer.state.clear()
+
+    def _restart_copies(self) -> None:
+        """Let averages of the weights begin anew from fresh weights."""
+        for copy in self._copies:
+            copy.load_state_dict(unwrap_model(self._model).state_dict())
+        for extra in self._extras:
+            if isinstance(extra, torch.optim.swa_utils.AveragedModel):
+                extra.n_averaged.zero_()
+
+    def _set_mask(self, mask: Mask) -> None:
+        self.mask = mask
+        self._protect()
+
+    def _protect(self) -> None:
+        """Guard the weights under the present mask, and let EMA copies and other extra modules obey it."""
+        if self.guard is not None:
+            self.guard.remove()
+        self.guard = Guard(self._optimizer, self._model, self.mask)
+        for copy in self._copies:
+            self.mask.apply_(copy)
+
+    def _listen(self, trace: Trace | None) -> None:
+        """Replay ``trace`` if any, and record: the recorder comes last, so that it writes down what a step really uses."""
+        for hook in (self._replay, self._recorder):
+            if hook is not None:
+                hook.remove()
+        self._replay = None if trace is None else Replay(self._optimizer, trace)
+        self._recorder = Recorder(self._optimizer)
+        if self._movement is not None:
+            self._movement.watch(self._optimizer)
+
+    def _retraining_trace(self) -> Trace | None:
+        if self._t == 0:
+            return None
+        if self._recorded is None:
+            return self._given
+        steps = self._recorded.last_epochs(self._t).steps
+        return self.technique.replayed(self._recorded, steps, self._damage)
+
+    def _make_evidence(self, following: int) -> Evidence:
+        if self._evidence is not None:
+            return self._evidence(self._model, self._scope)
+        return Evidence(
+            self._model, self._scope, movement=self._movement, seed=self._seed * 1_000_003 + following
+        )
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _live(self) -> tuple[nn.Module, Optimizer, Any, tuple[Any, ...]]:
+        return self._model, self._optimizer, self._scheduler, self._extras
+
+    def _take_snapshots(self, epoch: int) -> None:
+        parts = self._needs.get(epoch)
+        if parts is not None:
+            assert self._store is not None
+            self._store.keep(
+                "rewind" if epoch else "initial", epoch, capture(*self._live, parts=parts).to_plain()
+            )
+
+    def _open(self) -> None:
+        """Go on from the newest intact state, or begin."""
+        assert self._store is not None
+        content = self._store.newest()
+        if content is None:
+            self._listen(None)
+            if self._pretrained:
+                for epoch in self._needs:
+                    self._take_snapshots(epoch)
+                self._before = self._evaluated()
+                self._recorder.remove()  # type: ignore[union-attr]
+                self._recorder = None
+            self._save(force=True)
+            return
+        progress = content["progress"]
+        self.round, self._done = progress["round"], progress["done"]
+        self._rounds = [Round.from_dict(r) for r in progress["rounds"]]
+        self._log, self._before = [dict(entry) for entry in progress["log"]], dict(progress["before"])
+        self._damage = Damage(*progress["damage"])
+        restore(State.from_plain(content["state"]), *self._live)
+        if self.round:
+            if not self._pretrained:
+                self._recorded = Trace.from_plain(self._store.trace(0))
+            self._set_mask(Mask.from_plain(progress["mask"]))
+            self._listen(self._retraining_trace())
+        else:
+            self._listen(None)
+        assert self._recorder is not None
+        if self._pretrained and self.round == 0:
+            self._recorder.remove()
+            self._recorder = None
+        elif progress["trace"] is not None:
+            self._recorder.load(Trace.from_plain(progress["trace"]))
+
+    def _save(self, force: bool = False) -> None:
+        """Write a state to go on from, if one is due; the last two epochs of a run always are (``rewound verify``)."""
+        assert self._store is not None
+        if self._store.folder is None:
+            return
+        t = self._T if self.round == 0 else self._t
+        last_round = self.round == self.plan.rounds or (self.plan.until.metric is not None and self.round > 0)
+        force = force or (last_round and self._done >= t - 1) or (self.round == 0 and self._done == t)
+        number = sum(r.epochs for r in self._rounds) + self._done
+        self._store.save_newest(number, self._content, force)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "state": capture(*self._live).to_plain(),
+            "progress": {
+                "round": self.round,
+                "done": self._done,
+                "rounds": [r.to_dict() for r in self._rounds],
+                "log": [dict(entry) for entry in self._log],
+                "before": self._before,
+                "damage": [self._damage.relative_norm, self._damage.pruned],
+                "mask": self.mask.to_plain() if self.round else None,
+                "trace": None if self._recorder is None else self._recorder.trace().to_plain(),
+            },
+        }
+
+    def _trace(self) -> Trace:
+        """The traces of all finished rounds, one after the other."""
+        if self._store is None or not self._rounds:
+            raise RuntimeError("no round is finished yet, so there is no trace to show")
+        return joined(Trace.from_plain(self._store.trace(r.index)) for r in self._rounds)
+
+    def _scoped(self) -> Iterator[tuple[str, nn.Parameter]]:
+        parameters = parameters_by_name(self._model)
+        return ((name, parameters[name]) for name in self._scope.names)
+
+    def _evaluated(self) -> dict[str, float]:
+        if self._evaluate is None:
+            return {}
+        training, rng = self._model.training, rng_state()
+        metrics = {name: float(value) for name, value in self._evaluate(self._model).items()}
+        self._model.train(training)
+        set_rng_state(rng)  # measuring must not change what is trained
+        return metrics
+
+    def _flops(self, steps: int) -> tuple[float | None, float | None]:
+        if self._example is None:
+            return None, None
+        if self._flops_of_step is None:
+            self._flops_of_step = cost.training_flops(self._model, self._example)
+        mask = self.mask if self.round else None
+        sparse = (
+            self._flops_of_step if mask is None else cost.training_flops(self._model, self._example, mask)
+        )
+        return steps * self._flops_of_step, steps * sparse

@@ -1,0 +1,123 @@
+"""Where a run keeps what it must not lose: in its folder, or in memory where it has none; on every rank alike."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rewound import ranks
+from rewound.folder import Folder
+
+SHARE_OF_TIME = 0.02  # states are written as often as possible without taking more of the time than this
+
+
+class Store:
+    """Snapshots by name and number, and the newest states to go on from.
+
+    ``path`` None keeps snapshots in memory and writes nothing else. With several processes, every rank keeps its own part.
+    """
+
+    def __init__(self, path: Any | None, configuration: Mapping[str, Any]) -> None:
+        self.folder: Folder | None = None
+        self._memory: dict[tuple[str, int], Mapping[str, Any]] = {}
+        self._traces: dict[int, Mapping[str, Any]] = {}
+        self._content: Mapping[str, Any] | None = None
+        self._last_cost = 0.0
+        self._last_time = -float("inf")
+        if path is not None:
+            self.folder = Folder(path, ranks.rank())
+            try:
+                self._claim(configuration)
+            except BaseException:
+                self.close()
+                raise
+
+    def _claim(self, configuration: Mapping[str, Any]) -> None:
+        """Claim the folder on rank 0 and tell every rank the outcome, so that none is left waiting for the others."""
+        assert self.folder is not None
+        begun, refused = False, None
+        if ranks.rank() == 0:
+            begun = self.folder.configuration is not None
+            try:
+                self.folder.claim(configuration, replaceable=self._replaceable)
+            except ValueError as error:
+                refused = str(error)
+        begun, refused = ranks.from_first((begun, refused))
+        if refused is not None:
+            raise ValueError(refused)
+        self._content = self._newest()
+        if begun and self._content is None:
+            warnings.warn(
+                f"{str(self.folder.path)!r} holds no intact state; the run starts from the beginning",
+                stacklevel=5,
+            )
+
+    def _replaceable(self) -> tuple[str, ...]:
+        """While only the original run has been trained, another technique that needs the same snapshots may go on."""
+        content = self._newest()
+        return ("technique",) if content is not None and content["progress"]["round"] == 0 else ()
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self.folder is not None:
+            self.folder.close()
+
+    def newest(self) -> Mapping[str, Any] | None:
+        """Return the newest state that is intact on every rank, or None; once, so that its memory is freed."""
+        content, self._content = self._content, None
+        return content
+
+    def _newest(self) -> Mapping[str, Any] | None:
+        assert self.folder is not None
+        offered = ranks.gathered(self.folder.state_numbers("epoch"))
+        common = set(offered[0]).intersection(*offered[1:])
+        return self.folder.load_state("epoch", max(common)) if common else None
+
+    def save_newest(self, number: int, content: Callable[[], Mapping[str, Any]], force: bool = False) -> None:
+        """Write a state to go on from, if one is due: the time since the last one has paid for it."""
+        if self.folder is None:
+            return
+        due = time.monotonic() - self._last_time >= self._last_cost / SHARE_OF_TIME
+        if not ranks.from_first(force or due):
+            return
+        start = time.monotonic()
+        self.folder.save_state("epoch", number, content(), keep=2)
+        ranks.barrier()  # no rank runs ahead of the others by more than one state
+        self._last_time = time.monotonic()
+        self._last_cost = self._last_time - start
+
+    def keep(self, kind: str, number: int, content: Mapping[str, Any]) -> None:
+        """Keep a snapshot; of each kind only the newest (``rewind`` snapshots are told apart by their kind)."""
+        if self.folder is not None:
+            self.folder.save_state(kind, number, content)
+        else:
+            self._memory = {key: value for key, value in self._memory.items() if key[0] != kind}
+            self._memory[kind, number] = content
+
+    def fetch(self, kind: str, number: int) -> Mapping[str, Any]:
+        """Return a snapshot."""
+        return self._memory[kind, number] if self.folder is None else self.folder.load_state(kind, number)
+
+    def finish_round(
+        self, index: int, trace: Mapping[str, Any], mask: Mapping[str, Any] | None, result: Any
+    ) -> None:
+        """Keep a finished round's trace and mask, and show the results so far."""
+        if self.folder is None:
+            self._traces[index] = trace
+            return
+        self.folder.save_round(index, "trace", trace)
+        if mask is not None:
+            self.folder.save_round(index, "mask", mask)
+        self.folder.write_json("result.json", result)
+        ranks.barrier()  # rank 0 wrote for all, and any of them may read it next
+
+    def trace(self, index: int) -> Mapping[str, Any]:
+        """Return a finished round's trace."""
+        return self._traces[index] if self.folder is None else self.folder.load_round(index, "trace")
+
+    def mask(self, index: int) -> Mapping[str, Any]:
+        """Return a finished round's mask."""
+        assert self.folder is not None
+        return self.folder.load_round(index, "mask")

@@ -1,0 +1,75 @@
+"""Plain results dicts, as ``results.json`` holds them, made of nothing but arithmetic."""
+
+import io
+import random
+
+import pytest
+
+
+@pytest.fixture
+def make_results():
+    """Return a function: technique -> accuracy lost at the last density, and so on, to a results dict."""
+
+    def make(lost=None, seeds=3, rounds=11, noise=0.004, metric="accuracy", higher_is_better=True):
+        lost = {"fine-tuning": 0.2, "weight-rewinding": 0.1, "lr-rewinding": 0.02} if lost is None else lost
+        chance, arms = random.Random(0), []
+        for technique, loss in lost.items():
+            for seed in range(seeds):
+                done = []
+                for k in range(rounds):
+                    draw = (
+                        random.Random(seed) if k == 0 else chance
+                    )  # the original run is the technique's no business
+                    value = 0.97 - loss * (k / (rounds - 1)) ** 4 + draw.uniform(-noise, noise)
+                    done.append(
+                        {
+                            "index": k,
+                            "density": 0.8**k,
+                            "metrics": {metric: value},
+                            "before": {},
+                            "epochs": 20,
+                        }
+                    )
+                arms.append(
+                    {
+                        "technique": technique,
+                        "seed": seed,
+                        "status": "finished",
+                        "error": None,
+                        "folder": f"arms/{technique}/seed-{seed}",
+                        "rounds": done,
+                        "search_cost": {"epochs": 20 * rounds, "flops": 3.2e11},
+                        "test": {metric: value - 0.01},
+                    }
+                )
+        return {
+            "format": 1,
+            "name": "toy",
+            "task": {"name": "toy"},
+            "metric": {"name": metric, "higher_is_better": higher_is_better},
+            "arms": arms,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_experiment(tmp_path_factory):
+    """Return the folder of a small finished experiment; copy it before changing anything."""
+    from rewound.experiment.recipe import make_recipe
+    from rewound.experiment.runner import run_experiment
+    from rewound.experiment.screen import progress
+
+    place = tmp_path_factory.mktemp("experiment") / "tiny"
+    recipe = make_recipe(
+        {
+            "techniques": ["fine-tuning", "weight-rewinding"],
+            "seeds": 1,
+            "epochs": 3,
+            "until": "2 rounds",
+            "workers": 1,
+            "folder": str(place),
+        }
+    )
+    run_experiment(recipe, lambda *shown: progress(*shown, stream=io.StringIO()))
+    return place

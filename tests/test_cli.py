@@ -1,0 +1,338 @@
+"""The command line as people and programs meet it: exit codes, one JSON document, plain lines, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from rewound.cli import app
+
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+TINY = ["epochs=2", "until=2 rounds", "seeds=1", "workers=1", "techniques=[fine-tuning, lr-rewinding]"]
+TINY = [part for setting in TINY for part in ("--set", setting)]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def rewound(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def finished_experiment(tmp_path_factory):
+    """The folder of a small finished experiment; copy it before changing anything."""
+    place = tmp_path_factory.mktemp("experiment") / "tiny"
+    done = rewound("run", *TINY, "--folder", place)
+    assert done.exit_code == 0, done.output
+    return place
+
+
+def python(code, *words):
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+
+
+# ---- light on its feet ----------------------------------------------------------------------------
+
+
+def test_help_imports_neither_torch_nor_pydantic():
+    code = (
+        "import sys; from typer.testing import CliRunner; from rewound.cli import app; "
+        "shown = CliRunner().invoke(app, ['--help']); assert shown.exit_code == 0, shown.output; "
+        "print({'torch', 'numpy', 'pydantic', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    )
+    assert python(code).stdout == "set()\n"
+
+
+def test_every_command_is_in_the_help():
+    shown = rewound("--help").output
+    assert all(name in shown for name in ("run", "plan", "doctor", "new", "verify"))
+
+
+def test_a_finished_experiment_costs_no_torch_the_second_time(finished_experiment):
+    code = (
+        "import sys; from typer.testing import CliRunner; from rewound.cli import app; "
+        "done = CliRunner().invoke(app, ['run', sys.argv[1] + '/recipe.toml', '--json']); "
+        "assert done.exit_code == 0, done.output; print('torch' in sys.modules)"
+    )
+    found = python(code, str(finished_experiment))
+    assert found.stdout == "False\n", found.stderr
+
+
+def test_the_version_is_printed():
+    assert rewound("--version").output.startswith("rewound ")
+
+
+# ---- run ------------------------------------------------------------------------------------------
+
+
+def test_run_without_a_recipe_is_the_demonstration(tmp_path):
+    done = rewound("run", *TINY)
+    assert done.exit_code == 0, done.output
+    assert "validation accuracy" in done.stdout
+    assert "search cost" in done.stdout
+    assert "\x1b" not in done.output
+    place = tmp_path / "rewound-demo"
+    assert {"recipe.toml", "results.json", "table.md", "picture.png", "arms"} <= {
+        p.name for p in place.iterdir()
+    }
+    assert "epochs = 2\n" in (place / "recipe.toml").read_text()
+    results = json.loads((place / "results.json").read_text())
+    assert [(a["technique"], len(a["rounds"])) for a in results["arms"]] == [
+        ("fine-tuning", 3),
+        ("lr-rewinding", 3),
+    ]
+    assert all(set(arm["test"]) == {"loss", "accuracy"} for arm in results["arms"])
+
+
+def test_run_as_json_is_one_document_and_progress_goes_elsewhere(tmp_path):
+    done = rewound("run", *TINY, "--json", "--folder", tmp_path / "here")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads((tmp_path / "here" / "results.json").read_text())
+    assert "fine-tuning, seed 0: finished" in done.stderr
+
+
+def test_a_second_seed_joins_what_is_there(tmp_path):
+    rewound("run", *TINY)
+    first = tmp_path / "rewound-demo" / "arms" / "fine-tuning" / "seed-0.json"
+    written = first.stat().st_mtime_ns
+    done = rewound("run", *TINY, "--set", "seeds=2", "--json")
+    assert [arm["seed"] for arm in json.loads(done.stdout)["arms"]] == [0, 0, 1, 1]
+    assert first.stat().st_mtime_ns == written
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_difference():
+    rewound("run", *TINY)
+    done = rewound("run", *TINY, "--set", "rate=0.5")
+    assert done.exit_code == 2
+    assert "rate: 0.2 there, 0.5 here" in done.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("meow")
+    done = rewound("run", *TINY, "--folder", "photos")
+    assert done.exit_code == 2
+    assert "holds no experiment" in done.stderr
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_two_processes_on_one_experiment_are_one_too_many(tmp_path):
+    from rewound.experiment.store import locked
+
+    rewound("run", *TINY)
+    with locked(tmp_path / "rewound-demo"):
+        done = rewound("run", *TINY, "--set", "seeds=2")
+    assert done.exit_code == 1
+    assert "another process is running the experiment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("untill=3", "unknown key 'untill' (did you mean 'until'?)"),
+        ("techniques=lr-rewindin", "did you mean 'lr-rewinding'?"),
+        ("techniques=[fine-tuning, fine-tuning]", "names one of them twice"),
+        ("task=digit", "did you mean 'digits'?"),
+        ("task=gone.py:Gone", "gone.py"),
+        ("task_options.hiden=[8]", "hiden"),
+        ("criterion=magnitud", "did you mean 'magnitude'?"),
+        ("allocation=globl", "did you mean 'global'?"),
+        ("pattern=wait", "unknown pattern 'wait'"),
+        ("until=soon", "soon"),
+        ("scope.exclude=nothing.like.it", "nothing.like.it"),
+        ("techniques=lr-rewinding:9ep", "9"),
+    ],
+)
+def test_what_a_recipe_gets_wrong_is_said_before_anything_is_written(setting, says, tmp_path):
+    done = rewound("run", *TINY, "--set", setting)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_a_json_document_too_and_debug_shows_the_traceback():
+    done = rewound("run", "nope.toml", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["type"] == "FileNotFoundError"
+    assert "Traceback" in rewound("run", "nope.toml", "--debug").stderr
+
+
+def test_a_failing_arm_loses_nothing_else_and_is_tried_again(tmp_path):
+    rewound("new", "mine.py")
+    text = (tmp_path / "mine.py").read_text()
+    luck = (
+        "        import os\n"
+        "        if seed == 1 and os.path.exists('bad-luck'):\n"
+        "            raise OSError('no luck')\n"
+    )
+    place = "    def batches(self, epoch: int, seed: int, round: int = 0):\n"
+    assert place in text
+    (tmp_path / "mine.py").write_text(text.replace(place, place + luck))
+    (tmp_path / "bad-luck").touch()
+    words = ["run", *TINY, "--set", "task=mine.py:Mine", "--set", "seeds=2", "--folder", "out"]
+    done = rewound(*words)
+    assert done.exit_code == 1
+    assert "fine-tuning, seed 1 failed: OSError: no luck" in done.stderr
+    assert "2 of 4 arms did not finish" in done.stdout
+    (tmp_path / "bad-luck").unlink()
+    assert rewound(*words).exit_code == 0
+    assert rewound("verify", "out").exit_code == 0
+
+
+def test_without_matplotlib_the_table_still_comes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = rewound("run", *TINY)
+    assert done.exit_code == 0, done.output
+    assert "search cost" in done.stdout
+    assert "There is no picture: the picture needs matplotlib: pip install 'rewound[tasks]'" in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(tmp_path):
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(
+        'techniques = ["fine-tuning", "lr-rewinding"]\nseeds = 1\nepochs = 10\nuntil = "8 rounds"\n'
+    )
+    words = [sys.executable, "-m", "rewound", "run", str(recipe)]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        lines = iter(process.stdout.readline, "")
+        begun = {next((line for line in lines if "began" in line), "") for _ in range(2)}
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert begun == {"fine-tuning, seed 0: began\n", "lr-rewinding, seed 0: began\n"}, errors
+    assert process.returncode == 130
+    assert errors.strip() == "Stopped. What was done is kept; the same command goes on from there."
+    assert not (tmp_path / "runs/long/results.json").exists()
+    # a worker left behind would still hold its folder, and this would fail
+    again = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    straight = rewound("run", recipe, "--folder", "straight", "--json", "--set", "workers=1")
+    there, here = (
+        json.loads(text)["arms"]
+        for text in ((tmp_path / "runs/long/results.json").read_text(), straight.stdout)
+    )
+    assert [arm["rounds"] for arm in there] == [arm["rounds"] for arm in here]
+    assert [arm["test"] for arm in there] == [arm["test"] for arm in here]
+
+
+# ---- the others -----------------------------------------------------------------------------------
+
+
+def test_plan_says_what_it_will_cost_and_writes_nothing(tmp_path):
+    shown = rewound("plan", *TINY)
+    assert shown.exit_code == 0, shown.output
+    assert "fine-tuning: 2 + 2 x 2 = 6 epochs a seed" in shown.stdout
+    assert "In all 2 runs, 12 epochs of search" in shown.stdout
+    plan = json.loads(rewound("plan", *TINY, "--json").stdout)
+    assert plan["total_epochs"] == 12
+    assert plan["techniques"][1]["densities"] == pytest.approx([0.8, 0.64], abs=1e-3)
+    assert plan["disk_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_holds():
+    plan = json.loads(rewound("plan", *TINY, "--json").stdout)
+    results = json.loads(rewound("run", *TINY, "--json").stdout)
+    for planned, arm in zip(plan["techniques"], results["arms"]):
+        assert planned["total_epochs"] == arm["search_cost"]["epochs"]
+        assert planned["densities"] == [r["density"] for r in arm["rounds"][1:]]
+
+
+def test_the_demonstration_is_the_one_that_was_promised():
+    from rewound.experiment.demonstration import DEMONSTRATION
+    from rewound.experiment.recipe import read_recipe
+
+    assert read_recipe(RECIPES / "demonstration.toml") == DEMONSTRATION
+    plan = json.loads(rewound("plan", "--json").stdout)
+    assert [one["technique"] for one in plan["techniques"]] == [
+        "fine-tuning",
+        "weight-rewinding",
+        "lr-rewinding",
+    ]
+    assert plan["seeds"] == [0, 1, 2]
+    assert all(one["rounds"] >= 10 for one in plan["techniques"])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_recipe_can_be_planned(path):
+    shown = rewound("plan", path)
+    if path.stem == "fashion-mnist" and shown.exit_code == 2:
+        assert "fashion-mnist is not there: get" in shown.stderr  # its data do not come with a package
+    else:
+        assert shown.exit_code == 0, shown.output
+
+
+def test_doctor_finds_this_machine_fit():
+    found = json.loads(rewound("doctor", "--json").stdout)
+    assert found["healthy"]
+    assert " 0 revived weights" in found["self_check"]["says"]
+    assert found["data"]["digits"] == "found"
+    lines = rewound("doctor")
+    assert lines.exit_code == 0
+    assert "check    passed" in lines.stdout
+
+
+def test_doctor_fails_where_pruned_weights_come_back(monkeypatch):
+    idle = SimpleNamespace(check=lambda: None, remove=lambda: None)
+    monkeypatch.setattr("rewound.guarding.guard", lambda *_: idle)
+    done = rewound("doctor", "--json")
+    assert done.exit_code == 1
+    check = json.loads(done.stdout)["self_check"]
+    assert not check["passed"]
+    assert "revived weights" in check["says"]
+
+
+def test_doctor_says_how_to_get_a_missing_extra(monkeypatch):
+    from rewound.experiment import doctor
+
+    monkeypatch.setitem(doctor.EXTRAS, "huggingface", {"no_such_module": "no-such-package"})
+    assert "missing: no-such-package; pip install 'rewound[huggingface]'" in rewound("doctor").stdout
+
+
+def test_new_writes_a_task_and_a_recipe_that_run(tmp_path):
+    assert rewound("new", "my_task.py").exit_code == 0
+    assert rewound("new", "recipe.toml").exit_code == 0
+    done = rewound("run", "recipe.toml", *TINY, "--set", "task=my_task.py:MyTask", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["task"]["name"] == "my_task"
+    assert rewound("plan", "recipe.toml").exit_code == 0
+
+
+def test_new_never_overwrites(tmp_path):
+    (tmp_path / "my_task.py").write_text("mine")
+    done = rewound("new", "my_task.py")
+    assert done.exit_code == 2
+    assert "already there" in done.stderr
+    assert (tmp_path / "my_task.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["task.yaml", "my-task.py", "gone/task.py"])
+def test_new_says_what_it_can_write(name):
+    assert rewound("new", name).exit_code == 2
+
+
+def test_verify_tells_sound_from_altered(finished_experiment, tmp_path):
+    place = shutil.copytree(finished_experiment, tmp_path / "copy")
+    assert rewound("verify", place).exit_code == 0
+    mask = next(place.glob("arms/*/seed-0/rounds/01/mask-*.pt"))
+    mask.write_bytes(mask.read_bytes()[:-1])
+    done = rewound("verify", place, "--json")
+    assert done.exit_code == 1
+    assert not json.loads(done.stdout)["passed"]
+    assert mask.name in rewound("verify", place).stdout
+    assert rewound("verify", tmp_path / "nowhere").exit_code == 2
