@@ -38,9 +38,9 @@ def command() -> str:
     arguments = iter(sys.argv[1:])
     shown = []
     for argument in arguments:
-        if argument == "--out":
+        if argument in ("--out", "--work"):  # where files go is nobody else's business
             next(arguments, None)
-        elif not argument.startswith("--out="):
+        elif not argument.startswith(("--out=", "--work=")):
             shown.append(argument)
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
 

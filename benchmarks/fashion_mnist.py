@@ -1,7 +1,7 @@
 """Fine-tuning, weight rewinding and learning-rate rewinding on Fashion-MNIST, iterative, with controls of equal epochs.
 
     python benchmarks/fashion_mnist.py lenet-300-100       # T = 10, 20 % a round to density 0.02, three seeds
-    python benchmarks/fashion_mnist.py lenet-5             # smaller budget: 10,000 images, T = 6, 40 % a round to 0.05
+    python benchmarks/fashion_mnist.py lenet-5             # smaller budget: 10,000 images, T = 5, 50 % a round to 0.05
 
 Controls: "dense" trains the unpruned network for as many epochs as learning-rate rewinding takes in all; "cyclic" repeats the
 schedule round by round as learning-rate rewinding does, and prunes nothing. Every choice is made on the validation split; the
@@ -22,7 +22,7 @@ from _machine import facts, write_record
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "lenet-300-100": {"task": {}, "epochs": 10, "rate": 0.2, "until": 0.02, "seeds": [0, 1, 2]},
-    "lenet-5": {"task": {"subset": 10_000}, "epochs": 6, "rate": 0.4, "until": 0.05, "seeds": [0, 1, 2]},
+    "lenet-5": {"task": {"subset": 10_000}, "epochs": 5, "rate": 0.5, "until": 0.05, "seeds": [0, 1, 2]},
 }
 TECHNIQUES = ["fine-tuning", "weight-rewinding", "lr-rewinding"]
 CONTROLS = ["dense", "cyclic"]

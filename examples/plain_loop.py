@@ -13,7 +13,7 @@ EPOCHS = 3 if os.environ.get("REWOUND_QUICK") else 20
 torch.manual_seed(0)
 digits = load_digits()
 images, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
-train, test = slice(0, 1400), slice(1400, None)
+train, held_out = slice(0, 1400), slice(1400, None)
 
 model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -29,6 +29,6 @@ for epoch in run:  # was: for epoch in range(EPOCHS)
         optimizer.step()
     scheduler.step()
     with torch.no_grad():
-        correct = model(images[test]).argmax(1) == labels[test]
+        correct = model(images[held_out]).argmax(1) == labels[held_out]
     run.log(accuracy=correct.float().mean())
 print(run.result)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +129,31 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+def test_a_folder_that_cannot_be_made_is_named():
+    done = rewound("run", *TINY, "--folder", "/proc/nowhere/out")
+    assert done.exit_code == 2
+    assert "cannot write to /proc/nowhere/out" in done.stderr
+    assert "choose another --folder" in done.stderr
+
+
+def test_a_moved_folder_with_a_task_of_ones_own_goes_on_and_holds(tmp_path):
+    rewound("new", "mine.py")
+    assert rewound("run", *TINY, "--set", "task=mine.py:Mine", "--folder", "there").exit_code == 0
+    shutil.move("there", "elsewhere")
+    (tmp_path / "mine.py").unlink()
+    assert str(tmp_path) not in (tmp_path / "elsewhere" / "recipe.toml").read_text()
+    held = rewound("verify", "elsewhere", "--json")
+    assert held.exit_code == 0, held.output
+    assert all("replay" in [c["name"] for c in run["checks"]] for run in json.loads(held.stdout)["runs"])
+    again = rewound("run", "elsewhere")
+    assert again.exit_code == 0, again.output
+    assert "All of it was finished before; another --folder begins anew." in again.stdout
+    more = rewound("run", "elsewhere", "--set", "seeds=2")
+    assert more.exit_code == 0, more.output
+    assert (tmp_path / "elsewhere" / "arms" / "fine-tuning" / "seed-1.json").is_file()
+    assert not (tmp_path / "there").exists()
+
+
 def test_two_processes_on_one_experiment_are_one_too_many(tmp_path):
     from rewound.experiment.store import locked
 
@@ -153,6 +179,8 @@ def test_two_processes_on_one_experiment_are_one_too_many(tmp_path):
         ("until=soon", "soon"),
         ("scope.exclude=nothing.like.it", "nothing.like.it"),
         ("techniques=lr-rewinding:9ep", "9"),
+        ("until=acc drops 0.1", "'until' stops by 'acc', which task 'digits' does not measure; did you mean"),
+        ("task_options.lr=fast", "option 'lr' of task 'digits' must be a number (got 'fast')"),
     ],
 )
 def test_what_a_recipe_gets_wrong_is_said_before_anything_is_written(setting, says, tmp_path):
@@ -200,6 +228,94 @@ def test_without_matplotlib_the_table_still_comes(monkeypatch):
     assert "There is no picture: the picture needs matplotlib: pip install 'rewound[tasks]'" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('metric = "accuracy"', 'metric = "acuracy"', "did you mean 'accuracy'?"),
+        (
+            "[self.metric], self.loss)",
+            '["f1"], self.loss)',
+            "'accuracy', which its evaluate() does not return",
+        ),
+        ("return evaluate(", "return 0.5 #", "must return a dict of numbers (got float)"),
+        ("return batches(", "return iter(()) #", "has no data to train on"),
+        ("import torch\n", "import torch\n  oops\n", "IndentationError: unexpected indent (mine.py, line"),
+        (
+            "nn.Linear(2, 64)",
+            "nn.Linear(3, 64)",
+            "cannot be multiplied (32x2 and 3x64) (--debug shows where)",
+        ),
+    ],
+)
+def test_what_a_task_gets_wrong_is_said_before_anything_is_written(old, new, says, tmp_path):
+    rewound("new", "mine.py")
+    text = (tmp_path / "mine.py").read_text()
+    assert old in text
+    (tmp_path / "mine.py").write_text(text.replace(old, new, 1))
+    done = rewound("run", *TINY, "--set", "task=mine.py:Mine")
+    assert done.exit_code in (1, 2), done.output
+    assert says in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+def test_equal_failures_are_told_once_and_numbers_that_are_none_are_null_in_json(tmp_path):
+    words = ["run", *TINY, "--set", "task_options.lr=1e30", "--json"]
+    done = rewound(*words)
+    assert done.exit_code == 1
+    assert done.stderr.count("(and so did lr-rewinding, seed 0)") == 1
+    json.loads((tmp_path / "rewound-demo" / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_metric_that_is_no_number_still_ends_in_a_table(tmp_path):
+    rewound("new", "mine.py")
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("return evaluate(", "return {'accuracy': float('nan')} #"))
+    done = rewound("run", *TINY, "--set", "task=mine.py:Mine", "--folder", "out")
+    assert done.exit_code == 0, done.output
+    assert "The validation accuracy was no number in any round" in done.stdout
+    assert "There is no picture: there is nothing to draw" in done.stdout
+    json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.filterwarnings("default")  # as outside of tests
+def test_a_collapsed_layer_is_said_in_a_line_without_the_places_of_python():
+    done = rewound("run", *TINY, "--set", "until=0.001", "--set", "rate=one-shot")
+    assert done.exit_code == 0, done.output
+    assert "fine-tuning, seed 0: round 1: nothing survives in" in done.stdout
+    assert "UserWarning" not in done.output
+    assert "In 2 runs nothing survived of some tensor (layer collapse)" in done.stdout
+
+
+def test_a_dense_control_is_a_recipe_like_any_other():
+    done = rewound("run", *TINY, "--set", "rate=0")
+    assert done.exit_code == 0, done.output
+    assert "1 (retrained)" in done.stdout
+    assert "this is a dense control" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_being_told_to_end_is_met_like_ctrl_c(name, code, monkeypatch):
+    number = getattr(signal, name)
+    monkeypatch.setattr(
+        "rewound.experiment.runner.run_experiment", lambda *_: os.kill(os.getpid(), number) or time.sleep(60)
+    )
+    done = rewound("run", *TINY)
+    assert done.exit_code == code
+    assert done.stderr == "Stopped. What was done is kept; the same command goes on from there.\n"
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_output_that_nobody_reads_ends_in_one_sentence():
+    code = "import sys; from rewound.cli import main; sys.argv = ['rewound', 'plan']; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors == "Stopped: nobody reads the output any more. The same command goes on from there.\n"
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(tmp_path):
     recipe = tmp_path / "long.toml"
@@ -238,6 +354,9 @@ def test_plan_says_what_it_will_cost_and_writes_nothing(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "fine-tuning: 2 + 2 x 2 = 6 epochs a seed" in shown.stdout
     assert "In all 2 runs, 12 epochs of search" in shown.stdout
+    assert "at the most" not in shown.stdout
+    stops = rewound("plan", *TINY, "--set", "until=accuracy drops 0.1").stdout
+    assert stops.count("at the most") == 3
     plan = json.loads(rewound("plan", *TINY, "--json").stdout)
     assert plan["total_epochs"] == 12
     assert plan["techniques"][1]["densities"] == pytest.approx([0.8, 0.64], abs=1e-3)
@@ -281,10 +400,19 @@ def test_doctor_finds_this_machine_fit():
     found = json.loads(rewound("doctor", "--json").stdout)
     assert found["healthy"]
     assert " 0 revived weights" in found["self_check"]["says"]
-    assert found["data"]["digits"] == "found"
+    assert found["data"]["digits"] == "found, with scikit-learn"
     lines = rewound("doctor")
     assert lines.exit_code == 0
     assert "check    passed" in lines.stdout
+
+
+def test_doctor_says_where_a_data_set_lies_or_what_to_get(tmp_path, monkeypatch):
+    (tmp_path / "sets" / "imagenet" / "train").mkdir(parents=True)
+    (tmp_path / "sets" / "imagenet" / "val").mkdir()
+    monkeypatch.setenv("REWOUND_DATA", str(tmp_path / "sets"))
+    data = json.loads(rewound("doctor", "--json").stdout)["data"]
+    assert data["imagenet"] == f"found in {tmp_path / 'sets' / 'imagenet'}"
+    assert data["cifar-10"].startswith("not there: get CIFAR-10")
 
 
 def test_doctor_fails_where_pruned_weights_come_back(monkeypatch):

@@ -5,6 +5,7 @@ This file is the test and, started as a script, one rank of it: ``python test_di
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 
 import rewound
 from rewound.parameters import unwrap_model
+from rewound.state import plain
 
 T, STEPS = 3, 3
 EXAMPLES = torch.randn(48, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -71,6 +73,17 @@ def full(model) -> dict[str, torch.Tensor]:
     return {n: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for n, t in state.items()}
 
 
+class Looking(nn.Module):
+    """Looks at values, so that shapes alone cannot run through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.abs().sum().item() > 0 else x
+
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
 
@@ -104,6 +117,8 @@ def ddp(rank: int, folder: Path) -> dict:
         if rank == 0:
             stopping.log(accuracy=0.9 - 0.3 * stopping.round)
     found["best"] = stopping.result.best
+    found["logged"] = [r.metrics for r in stopping.result.rounds]
+    found["refused"] = refusals(rank, folder / "refused")
     # a criterion that says something else on each rank: rank 0's mask is everybody's
     model = nn.parallel.DistributedDataParallel(build())
     chance = torch.Generator().manual_seed(rank)
@@ -116,6 +131,33 @@ def ddp(rank: int, folder: Path) -> dict:
     model = nn.parallel.DistributedDataParallel(build())
     train(model, sgd(model), slice(rank, None, 2), kill_at=(1, 1, 1), folder=folder / "run")
     return {}
+
+
+def refusals(rank: int, folder: Path) -> list[str]:
+    """What one rank alone finds out stops all, and leaves none waiting."""
+    import filelock
+
+    def attempt(**options) -> str:
+        model = nn.parallel.DistributedDataParallel(build())
+        try:
+            train(
+                model,
+                sgd(model),
+                slice(rank, None, 2),
+                technique="lr-rewinding:1ep",
+                folder=folder,
+                **options,
+            )
+        except (ValueError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "finished"
+
+    told = [attempt(), attempt(seed=4)]
+    with filelock.FileLock(folder / ".lock-1") if rank else contextlib.nullcontext():
+        dist.barrier()
+        told.append(attempt())
+        dist.barrier()
+    return told
 
 
 def ddp_again(rank: int, folder: Path) -> dict:
@@ -147,8 +189,24 @@ def fsdp(rank: int, folder: Path) -> dict:
     found = {}
     for technique in TECHNIQUES:
         model = sharded()
-        run = train(model, adamw(model), slice(rank, None, 2), technique=technique)
-        found[technique] = {"mask": run.mask.fingerprint, "weights": full(model)}
+        run = train(model, adamw(model), slice(rank, None, 2), technique=technique, example=EXAMPLES[:8])
+        cost = run.result.search_cost
+        found[technique] = {
+            "mask": run.mask.fingerprint,
+            "weights": full(model),
+            "flops": [cost.flops, cost.sparse_flops],
+        }
+    movement = rewound.watch_movement(adamw(model), model)
+    movement.sums["0.weight"].to_local().fill_(1)
+    kept = plain(movement.state_dict(), "movement")
+    movement.sums["0.weight"].to_local().fill_(2)
+    movement.load_state_dict(kept)
+    found["movement"] = bool((movement.sums["0.weight"].to_local() == 1).all())
+    looking = fully_shard(Looking(), mesh=mesh)
+    with contextlib.suppress(ValueError):
+        rewound.Run(looking, sgd(looking), epochs=1, until=0.5, example=EXAMPLES.float()[:8])
+        found["looking"] = "counted"
+    looking(EXAMPLES.float()[:8])  # and it still works
     for attempt in ("stopped", "gone on"):
         model = sharded()
         optimizer = adamw(model)
@@ -233,6 +291,20 @@ def test_ddp_prunes_alike_where_each_rank_would_choose_otherwise(ddp_results):
 
 def test_ddp_stops_on_all_ranks_by_what_rank_0_logged(ddp_results):
     assert [found["best"] for found in ddp_results[1]] == [1, 1]
+    assert all(
+        [m["accuracy"] for m in found["logged"]] == [0.9, 0.9 - 0.3, 0.9 - 0.3 * 2]
+        for found in ddp_results[1]
+    )
+
+
+def test_ddp_a_rank_that_is_refused_leaves_none_waiting(ddp_results):
+    (_, first, alone), (_, second, locked) = (found["refused"] for found in ddp_results[1])
+    assert first.startswith("ValueError: ")
+    assert "seed: 0 -> 4" in first
+    assert second.startswith("RuntimeError: this rank stops because another one failed (rank 0: ValueError")
+    assert locked.startswith("RuntimeError: another process is working in")
+    assert alone.startswith("RuntimeError: this rank stops because another one failed (rank 1: RuntimeError")
+    assert {found["refused"][0] for found in ddp_results[1]} == {"finished"}
 
 
 def test_ddp_killed_on_both_ranks_resumes_to_the_bit(ddp_results):
@@ -253,6 +325,13 @@ def test_fsdp2_has_equal_masks_exact_zeros_and_a_state_for_each_rank(tmp_path):
         assert first[technique]["mask"] == second[technique]["mask"] == fingerprint
         for name, tensor in weights.items():
             torch.testing.assert_close(first[technique]["weights"][name], tensor, rtol=1e-7, atol=1e-10)
+    whole = rewound.Run(alone := build(), sgd(alone), epochs=1, until=0.5, example=EXAMPLES[:8])
+    steps = 3 * T * STEPS  # lr rewinding, two rounds
+    for found in (first, second):
+        assert found[TECHNIQUES[0]]["flops"][0] == steps * whole._flops(1)[0]
+        assert 0.5 < found[TECHNIQUES[0]]["flops"][1] / found[TECHNIQUES[0]]["flops"][0] < 0.9
+        assert found["movement"]
+        assert "looking" not in found
     for found in (first, second):
         assert found["gone on"][-1] == (2, T - 1)
         assert found["gone on"][0] != (0, 0)
@@ -272,4 +351,6 @@ if __name__ == "__main__":
     )
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # the interpreter's own way out races with gloo's threads ("terminate called", once in a while)
+    os._exit(
+        0
+    )  # the interpreter's own way out races with gloo's threads ("terminate called", once in a while)

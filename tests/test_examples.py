@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,16 @@ def test_there_are_examples():
     assert {"plain_loop.py", "huggingface_trainer.py", "distributed.py"} <= {path.name for path in EXAMPLES}
     readme = (EXAMPLES[0].parent / "README.md").read_text(encoding="utf-8")
     assert all(f"`{path.name}`" in readme for path in EXAMPLES)
+
+
+def test_the_readme_says_which_extra_an_example_needs():
+    extras = {"sklearn": "tasks", "accelerate": "huggingface", "transformers": "huggingface"}
+    extras |= {"lightning": "lightning"}
+    rows = (EXAMPLES[0].parent / "README.md").read_text(encoding="utf-8").splitlines()
+    for path in EXAMPLES:
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        (row,) = [row for row in rows if row.startswith(f"| `{path.name}`")]
+        assert set(re.findall(r"rewound\[(\w+)\]", row)) == {extras[m] for m in imported if m in extras}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

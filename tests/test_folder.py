@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -113,3 +114,32 @@ def test_a_damaged_json_is_named(tmp_path):
 def test_a_missing_state_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no 'rewind' state 4, which this run needs"):
         Folder(tmp_path).load_state("rewind", 4)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    for path in (tmp_path / "taken", tmp_path / "taken" / "run"):
+        with pytest.raises(NotADirectoryError, match=r"'folder' must be a folder, and '.*taken' is a file"):
+            Folder(path)
+
+
+def test_a_file_system_that_cannot_flush_folders_serves_too(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = Folder(tmp_path)
+    folder.save_state("epoch", 1, content(1))
+    folder.write_json("x.json", {})
+    assert folder.state_numbers("epoch") == [1]
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_said_to_be_gone(tmp_path):
+    folder = Folder(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OSError, match="the folder is gone, so the run must be started again"):
+        folder.save_state("epoch", 1, content(1))

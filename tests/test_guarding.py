@@ -202,7 +202,9 @@ def test_a_sparse_gradient_is_refused_by_name():
 
 def test_an_optimizer_of_other_parameters_is_refused():
     model, other = network(), network()
-    with pytest.raises(ValueError, match=r"does not hold 2 of the 2 masked parameters \(first: '0.weight'\)"):
+    with pytest.raises(
+        ValueError, match=r"does not hold 2 of the 2 parameters to prune \(first: '0.weight'\)"
+    ):
         guard(torch.optim.SGD(other.parameters(), lr=0.1), model, prune(model, density=0.5))
 
 
@@ -285,3 +287,45 @@ def test_a_weight_average_of_masked_networks_obeys_the_mask():
         average.update_parameters(model)
     assert pruned_values(average.module, mask).count_nonzero() == 0
     assert average.module[0].weight.count_nonzero() == mask["0.weight"].sum()
+
+
+def test_a_gradient_written_by_hand_is_masked_before_the_step_whatever_the_others_did():
+    """Two micro-batches for one tensor, none for the other: as many gradients as tensors, and one of them not masked."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mask = prune(model, density=0.3)
+    guard(optimizer, model, mask)
+    seen = []
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append(
+            [int(p.grad[~mask[n]].count_nonzero()) for n, p in model.named_parameters() if n in mask]
+        )
+    )
+    first, last = model[0].weight, model[3].weight
+    for _ in range(2):
+        (first * torch.randn_like(first)).sum().backward()
+    last.grad = torch.randn_like(last)
+    optimizer.step()
+    model.zero_grad()
+    first.square().sum().backward()
+    last.square().sum().backward()
+    first.grad = torch.randn_like(first)  # written over after the backward pass
+    last.grad.add_(1)  # or in place: noise, a decay by hand
+    optimizer.step()
+    assert seen == [[0, 0], [0, 0]]
+
+
+def test_codes_of_an_8_bit_optimizer_are_not_numbers():
+    """Code 0 stands for some number, the lowest as a rule: writing it would bring momentum, not take it away."""
+
+    class Coded(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                self.state[p].setdefault("code", torch.full(p.shape, 7, dtype=torch.uint8))
+
+    model = network()
+    optimizer = Coded(model.parameters(), lr=0.1)
+    guard(optimizer, model, prune(model, density=0.3))
+    train(model, optimizer, 3)
+    assert all(bool((slots["code"] == 7).all()) for slots in optimizer.state.values())

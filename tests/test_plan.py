@@ -72,7 +72,7 @@ def test_until_in_all_its_forms(text, until):
         (lambda: parse_until("soon"), "cannot read 'until' = 'soon'; it is a density"),
         (lambda: parse_until("0.5x"), "at least 1x"),
         (lambda: parse_until((0.1, 0.2)), "gives 'density' twice"),
-        (lambda: kept_by_round(10, 1.2, Until(density=0.1)), "in \\(0, 1\\), or None for one-shot"),
+        (lambda: kept_by_round(10, 1.2, Until(density=0.1)), "in \\(0, 1\\), 0 for a control"),
         (lambda: kept_by_round(10, 0, Until(density=0.1)), "prunes nothing and never ends"),
         (lambda: kept_by_round(10, None, Until(rounds=2)), "needs a density to prune to"),
         (lambda: Until(), "must say when to stop"),
@@ -133,4 +133,22 @@ def test_an_allocation_by_tensor_plans_itself():
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_trained(options, message):
     with pytest.raises(ValueError, match=message):
+        make_run(**options)
+
+
+def test_without_a_folder_the_plan_says_what_is_held_in_memory(tmp_path):
+    weights = 325 * 4
+    plan = make_run(until=0.1, technique="weight-rewinding").plan
+    assert plan.memory_bytes == 2 * weights  # weights and momentum at the rewind point
+    assert "memory     about 0.0026 MB of snapshots (no folder: what is killed starts again)" in str(plan)
+    assert make_run(until=(0.1, "acc drops 0.1")).plan.memory_bytes == 2 * weights  # the last good round
+    assert "memory     the schedule of each step, no weights (no folder" in str(make_run(until=0.1).plan)
+    plan = make_run(until=0.1, folder=tmp_path).plan
+    assert plan.memory_bytes == 0
+    assert plan.to_dict()["disk_bytes"] > 0
+
+
+@pytest.mark.parametrize("options", [{"until": 1.0}, {"until": "1x"}, {"until": "3 rounds", "rate": 1e-4}])
+def test_a_run_that_would_prune_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="prunes nothing of the 300 weights in scope"):
         make_run(**options)

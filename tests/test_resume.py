@@ -224,3 +224,41 @@ def test_memory_does_not_grow_with_snapshots(tmp_path):
     assert counts[2] == counts[1]
     dense = sum(p.numel() for p in model.parameters())
     assert counts[1] <= counts[0] + dense  # the guard's bits are not floats; nothing else came to stay
+
+
+def test_a_criterion_without_a_name_is_the_same_in_the_next_process(tmp_path):
+    """Its text holds an address, which is another one each time."""
+    from functools import partial
+
+    def criterion():
+        def scores(evidence, power):
+            return {name: weight.abs() ** power for name, weight in evidence.weights.items()}
+
+        return partial(scores, power=2)
+
+    first = small(tmp_path, criterion=criterion())
+    ends = loop(*first)
+    assert loop(*small(tmp_path, criterion=criterion())) == ends
+    with pytest.raises(ValueError, match=r"criterion: 'functools.partial"):
+        loop(*small(tmp_path))
+
+
+def test_the_best_round_is_known_while_a_resumed_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewound.store.SHARE_OF_TIME", 1e9)
+    with pytest.raises(Killed):
+        loop(*small(tmp_path), stop_at=(7, 1))
+    model, optimizer, run = small(tmp_path)
+    iterator = iter(run)
+    next(iterator)
+    assert (run.round, run.result.best) == (2, 1)
+    iterator.close()
+
+
+def test_a_model_of_another_dtype_does_not_go_on_in_a_folder(tmp_path):
+    loop(*small(tmp_path))
+    model, optimizer, run = small(tmp_path)
+    model.double()
+    with pytest.raises(
+        ValueError, match=r"is of torch.float64, its stored state of torch.float32; build the model"
+    ):
+        loop(model, optimizer, run)

@@ -1,8 +1,10 @@
 """Algorithm 1 in the user's loop: the identities that make it that algorithm and no other."""
 
 import copy
+import gc
 import json
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -308,9 +310,10 @@ def test_a_metric_stops_the_run_and_the_last_good_round_comes_back():
 def test_a_metric_that_was_not_logged_is_named():
     model, optimizer, scheduler, run = make(until="acc drops 0.01")
     with pytest.raises(
-        ValueError, match=r"stops by 'acc', which was not logged for this round; logged: norm"
+        ValueError, match=r"stops by 'acc', which was not logged for the original run; logged: norm"
     ):
         go(model, optimizer, scheduler, run)
+    assert run.round == 0  # and before a round is trained in vain
 
 
 def test_after_the_last_round_zeros_still_hold():
@@ -353,7 +356,8 @@ def test_attach_hands_over_to_a_rebuilt_optimizer():
 def test_an_optimizer_that_never_steps_is_named():
     model, optimizer, scheduler, run = make()
     with pytest.raises(
-        RuntimeError, match=r"no step of the SGD given to this Run was seen in epoch 0; .*run.attach"
+        RuntimeError,
+        match=r"no step of the SGD given to this Run was seen in epoch 0; .*run.attach.*GradScaler",
     ):
         for _ in run:
             other = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -463,7 +467,9 @@ def test_movement_sees_the_lr_that_a_step_really_uses():
         model, optimizer, scheduler, run = make(
             criterion="movement", technique="fine-tuning:2ep", until="1 rounds"
         )
-        run._movement.sums = {name: torch.zeros_like(total) for name, total in run._movement.sums.items()}
+        run._live.movement.sums = {
+            name: torch.zeros_like(total) for name, total in run._live.movement.sums.items()
+        }
         expected = torch.zeros_like(model[0].weight)
         torch.manual_seed(1)
         for _ in run:
@@ -479,8 +485,8 @@ def test_movement_sees_the_lr_that_a_step_really_uses():
             handle = optimizer.register_step_pre_hook(sum_up)
             train(model, optimizer, scheduler)
             handle.remove()
-        torch.testing.assert_close(run._movement.sums["0.weight"], expected.detach())
-        assert run._movement.steps == (T + 2) * STEPS
+        torch.testing.assert_close(run._live.movement.sums["0.weight"], expected.detach())
+        assert run._live.movement.steps == (T + 2) * STEPS
 
 
 def test_movement_criterion_watches_by_itself():
@@ -587,3 +593,233 @@ def test_deepcopy_of_the_trained_model_is_an_ordinary_model():
     copied = copy.deepcopy(model)
     copied(torch.randn(8, 6)).sum().backward()
     assert copied[0].weight.grad[copied[0].weight == 0].any()
+
+
+class NoLr(torch.optim.SGD):
+    """Chooses its step size itself, as some optimizers do, and shows None."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0]["lr"] = None
+
+
+@pytest.mark.parametrize(("build", "options", "error", "message"), [
+    (torch.optim.LBFGS, {}, TypeError, "LBFGS evaluates the loss many times"),
+    (lambda p: torch.optim.SGD(list(p)[:1], lr=0.1), {}, ValueError, r"does not hold 1 of the 2 .*\(first: '4.weight'\)"),
+    (NoLr, {}, ValueError, "has no learning rate to record"),
+    (None, {"extras": [object()]}, TypeError, r"extras\[0\] is a object, which has no state_dict\(\)"),
+    (None, {"scheduler": []}, TypeError, "scheduler is a list, which has no state_dict"),
+    (None, {"extras": torch.Generator()}, TypeError, "'extras' must be a list of objects"),
+    (None, {"seed": None}, TypeError, "'seed' must be a whole number"),
+    (None, {"folder": 5}, TypeError, "PathLike"),
+    (None, {"pretrained": True, "technique": "fine-tuning", "until": "acc drops 0.1"}, ValueError, "pass evaluate="),
+])  # fmt: skip
+def test_what_would_fail_after_the_original_run_is_refused_before_it(build, options, error, message):
+    model = network()
+    optimizer = (build or (lambda p: torch.optim.SGD(p, lr=0.1)))(model.parameters())
+    with pytest.raises(error, match=message):
+        Run(model, optimizer, **{"epochs": 2, "until": 0.5, **options})
+
+
+def test_a_layer_that_is_frozen_after_training_keeps_its_zeros_and_may_thaw():
+    model, optimizer, scheduler, run = make(technique="lr-rewinding:2ep", until="2 rounds")
+
+    def each(epoch):
+        model[0].requires_grad_(run.round == 2)
+
+    go(model, optimizer, scheduler, run, each=each)
+    assert not model[0].weight[~run.mask["0.weight"]].any()
+    optimizer.zero_grad()
+    model[0].requires_grad_(True)
+    model(torch.randn(8, 6)).square().sum().backward()
+    assert not model[0].weight.grad[~run.mask["0.weight"]].any()
+
+
+def test_measuring_leaves_the_mode_of_every_module():
+    """A batch norm frozen in evaluation mode inside a model that trains stays so."""
+    modes = []
+
+    def evaluate(model):
+        model.eval()
+        return {"norm": 1.0}
+
+    model, optimizer, scheduler, run = make(evaluate=evaluate, until="1 round")
+    model[1].eval()
+    go(model, optimizer, scheduler, run, each=lambda e: modes.append([m.training for m in model]))
+    assert modes == [[True, False, True, True, True]] * (2 * T)
+
+
+@pytest.mark.parametrize("seed", [2**62, -1, np.int64(3)])
+def test_any_whole_number_is_a_seed(seed):
+    model, optimizer, scheduler, run = make(seed=seed, technique="reinitialization", until="1 round")
+    go(model, optimizer, scheduler, run)
+    assert run.result.finished
+
+
+def test_a_relative_folder_stays_where_the_run_was_made(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model, optimizer, scheduler, run = make(folder="out \u00fc", until="1 round")
+    go(model, optimizer, scheduler, run, each=lambda e: monkeypatch.chdir(tmp_path / "elsewhere"))
+    assert (tmp_path / "out \u00fc" / "result.json").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+class Counting(nn.Module):
+    """Makes a buffer in its first forward pass, and keeps a count that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.count = nn.Linear(6, 3), 0
+        self.register_buffer("seen", None)
+
+    def forward(self, x):
+        self.seen = x.new_zeros(()) if self.seen is None else self.seen + 1
+        self.count += 1
+        return self.layer(x)
+
+    def get_extra_state(self):
+        return {"count": self.count}
+
+    def set_extra_state(self, state):
+        self.count = state["count"]
+
+
+def test_a_buffer_made_by_the_first_forward_pass_must_be_there_before():
+    model = Counting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    with pytest.raises(
+        RuntimeError, match=r"'seen' was not in the model before epoch 0 .*run one batch first"
+    ):
+        for _ in Run(model, optimizer, epochs=2, technique="lottery-ticket", until="1 round"):
+            train(model, optimizer, scheduler)
+
+
+def test_what_a_module_keeps_besides_tensors_rewinds_too():
+    model = Counting()
+    model(torch.randn(2, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    for _ in Run(model, optimizer, epochs=2, technique="lottery-ticket", until="2 rounds"):
+        train(model, optimizer, scheduler)
+    assert model.count == int(model.seen) + 1 == 1 + 2 * STEPS
+
+
+def test_a_complex_parameter_outside_the_scope_is_no_obstacle():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.turn = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (self.layer(x).to(torch.complex64) @ self.turn).abs()
+
+    model = Mixed()
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    run = Run(model, optimizer, epochs=2, technique="weight-rewinding:1ep", until="2 rounds")
+    go_on = [train(model, optimizer, scheduler) for _ in run]
+    assert len(go_on) == 4
+    run.guard.check()
+
+
+def test_the_guard_of_the_round_before_is_gone_before_the_next_is_made(monkeypatch):
+    """Its bits are as large as the weights."""
+    model, optimizer, scheduler, run = make(until="2 rounds", technique="lr-rewinding:1ep")
+    seen = []
+
+    def guard(*arguments):
+        seen.append(run.guard)
+        return rewound.guard(*arguments)
+
+    monkeypatch.setattr("rewound.live.Guard", guard)
+    go(model, optimizer, scheduler, run)
+    assert seen == [None, None]
+
+
+def test_groups_need_not_have_the_same_keys():
+    """Layer-wise scales and other notes in one group only; nobody schedules them."""
+    for pretrained in (False, True):
+        model = network()
+        groups = [
+            {"params": model[0].parameters(), "scale": 0.5},
+            {"params": [*model[1].parameters(), *model[4].parameters()]},
+        ]
+        optimizer = torch.optim.SGD(groups[:: -1 if pretrained else 1], lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+        run = Run(model, optimizer, epochs=1, technique="fine-tuning", pretrained=pretrained, until="1 round")
+        go(model, optimizer, scheduler, run)
+        assert run.result.trace.names == ("lr", "momentum", "dampening", "weight_decay")
+
+
+def test_a_result_is_of_its_moment_and_keeps_no_model_alive():
+    def finished():
+        model, optimizer, scheduler, run = make(technique="weight-rewinding:2ep", until="2 rounds")
+        results = []
+        go(
+            model,
+            optimizer,
+            scheduler,
+            run,
+            each=lambda e: results.append(run.result) if run.round == 1 else None,
+        )
+        return results[0], run.result, weakref.ref(model)
+
+    early, late, model = finished()
+    gc.collect()
+    assert model() is None
+    assert [result.trace.steps for result in (early, late)] == [T * STEPS, (T + 4) * STEPS]
+
+
+def test_an_attached_optimizer_must_have_what_is_recorded():
+    model, optimizer, scheduler, run = make()
+    groups = [{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[4].parameters()]}]
+    for other, message in (
+        (
+            torch.optim.Adam(model.parameters()),
+            "this Adam has 1, and lacks momentum, dampening. Attach an optimizer of the same",
+        ),
+        (
+            torch.optim.SGD(groups, lr=0.1),
+            "the recording has 1 parameter groups of lr, .*; this SGD has 2. Attach",
+        ),
+        (torch.optim.SGD(network().parameters(), lr=0.1), "does not hold 2 of the 2 parameters"),
+    ):
+        run = Run(model, optimizer, epochs=2, until=0.5)
+        for _ in run:
+            with pytest.raises(ValueError, match=message):
+                run.attach(other)
+            break
+
+
+def test_evaluate_must_return_metrics_by_name():
+    model, optimizer, scheduler, run = make(pretrained=True, technique="fine-tuning", evaluate=lambda m: 0.5)
+    with pytest.raises(TypeError, match=r"'evaluate' must return a dict of metrics by name \(got float\)"):
+        go(model, optimizer, scheduler, run)
+
+
+def test_a_frozen_layer_has_gradients_to_be_scored_by():
+    """Without, it would rank last and lose everything."""
+    batches = [(torch.randn(8, 6), torch.randint(0, 3, (8,)))]
+    model, optimizer, scheduler, run = make(
+        criterion="gradient", until=0.5, rate=None, technique="lr-rewinding:1ep",
+        evidence=lambda m, scope: rewound.Evidence(m, scope, batches=batches, loss=nn.functional.cross_entropy),
+    )  # fmt: skip
+    go(model, optimizer, scheduler, run, each=lambda e: model[0].requires_grad_(False))
+    assert run.mask.densities["0.weight"] > 0
+    assert not model[0].weight.requires_grad
+
+
+def test_a_model_that_an_earlier_run_still_holds_is_refused():
+    """Its original run would silently be trained under the old mask, whatever optimizer is new."""
+    model, optimizer, scheduler, run = make(until="1 round", technique="lr-rewinding:1ep")
+    go(model, optimizer, scheduler, run)
+    new = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=r"'0.weight' is still guarded under the mask of an earlier run.*remove"
+    ):
+        Run(model, new, epochs=1, until=0.5)
+    run.guard.remove()
+    Run(model, new, epochs=1, until=0.5)

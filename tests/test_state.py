@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rewound.state import State, capture, plain, restore
+from rewound.state import State, capture, forget_slots, persistent_tensors, plain, restore, revived
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -158,3 +158,71 @@ def test_a_state_of_another_model_is_refused_by_name():
     other = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
     with pytest.raises(ValueError, match=r"'0.weight' has shape \(8, 5\), its stored state \(8, 6\)"):
         restore(state, other, optimizer)
+
+
+def test_a_state_of_another_dtype_is_refused_and_nothing_is_written():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = capture(model, optimizer)
+    other = network().double()
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(
+        ValueError, match=r"'0.weight' is of torch.float64, its stored state of torch.float32"
+    ):
+        restore(state, other, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters()))
+
+
+def test_moments_lie_with_their_parameter_and_step_counters_on_the_cpu():
+    """So that a state written on one device can be read on another."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    slots = capture(model, optimizer, parts=("optimizer",)).optimizer["by_parameter"][0]
+    assert {name: slot["device"] for name, slot in slots.items()} == {
+        "step": "cpu",
+        "exp_avg": None,
+        "exp_avg_sq": None,
+    }
+
+
+def test_arrays_of_numpy_come_back_as_arrays(tmp_path):
+    given = {"order": np.arange(4, dtype=np.int32), "more": [np.ones((2, 2)), (1, torch.ones(1))]}
+    torch.save(plain(given, "x"), tmp_path / "p.pt")
+    again = revived(torch.load(tmp_path / "p.pt", weights_only=True))
+    assert again["order"].dtype == np.int32
+    assert again["order"].tolist() == [0, 1, 2, 3]
+    assert isinstance(again["more"][0], np.ndarray)
+    assert isinstance(again["more"][1], tuple)
+    with pytest.raises(TypeError, match=r"extras\[0\] is a ndarray, which cannot be stored"):
+        plain(np.array(["text"]), "extras[0]")
+
+
+def test_persistent_tensors_are_those_of_the_modules_whatever_state_dict_is_made_to_show():
+    model = network()
+    model.register_buffer("cache", torch.zeros(1), persistent=False)
+    model[1].register_buffer("count", torch.zeros(1))
+    model._register_state_dict_hook(lambda module, state, *_: {f"renamed.{k}": v for k, v in state.items()})
+    names = set(persistent_tensors(model))
+    assert {"0.weight", "1.running_mean", "1.count"} <= names
+    assert "cache" not in names
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_forgetful_optimizer_is_as_good_as_new(kind):
+    model, other = network(), network()
+    used, new = OPTIMIZERS[kind](model.parameters()), OPTIMIZERS[kind](other.parameters())
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    used.step()
+    other.load_state_dict(model.state_dict())
+    forget_slots(used)
+    born = [[sorted(slots) for slots in optimizer.state.values()] for optimizer in (used, new)]
+    assert born[0] == born[1]  # Adagrad's are there from the beginning
+    x = torch.randn(8, 6)
+    for net, optimizer in ((model.eval(), used), (other.eval(), new)):
+        net.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))

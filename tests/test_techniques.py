@@ -98,7 +98,7 @@ def test_only_the_snapshots_that_are_needed():
     [
         (
             lambda: parse_technique("lr-rewindng"),
-            r"unknown technique 'lr-rewindng' \(did you mean 'lr-rewinding'\?\)",
+            r"unknown technique 'lr-rewindng': did you mean 'lr-rewinding'\? \(known: fine-tuning, ",
         ),
         (
             lambda: parse_technique("lr-rewinding:36h"),

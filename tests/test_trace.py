@@ -141,3 +141,11 @@ def test_scheduler_bounds_and_flags_are_not_hyper_parameters():
     optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
     assert set(hyper_parameters(optimizer.param_groups[0])) == {"lr", "momentum", "dampening", "weight_decay"}
+
+
+@pytest.mark.parametrize("starts", [(), (1, 2), (0, 3, 2), (0, 9)])
+def test_epoch_starts_must_fit_the_steps(starts):
+    with pytest.raises(
+        ValueError, match="'epoch_starts' must begin with 0, rise, and stay within the 4 steps"
+    ):
+        Trace(np.ones((4, 1, 1)), ("lr",), starts)

@@ -6,7 +6,6 @@ count that sums to ``budget.kept``), or to Groups of tensors that compete among 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from rewound.spelling import closest, unknown
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,8 @@ def as_allocation(allocation: str | Mapping[str, float] | Allocation) -> Allocat
     if callable(allocation):
         return allocation
     if allocation not in ALLOCATIONS:
-        known = ", ".join(map(repr, ALLOCATIONS))
-        near = difflib.get_close_matches(str(allocation), ALLOCATIONS, n=1)
-        raise ValueError(
-            f"unknown allocation {allocation!r}{f': did you mean {near[0]!r}?' if near else ''} "
-            f"(known: {known}; or a mapping name -> density; or a function)"
-        )
+        also = "a mapping name -> density; or a function"
+        raise ValueError(unknown("allocation", allocation, ALLOCATIONS, also))
     return ALLOCATIONS[allocation]
 
 
@@ -223,7 +220,7 @@ def _given(densities: Mapping[str, float], budget: Budget) -> dict[str, int]:
             raise ValueError(f"the density of {pattern!r} must be in [0, 1] (got {density!r})")
         if not any(name == pattern or fnmatchcase(name, pattern) for name in budget.shapes):
             names = list(budget.shapes)
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            near = closest(pattern, names, count=3) or names[:3]
             raise ValueError(
                 f"allocation: no tensor in scope matches {pattern!r}; nearest: {', '.join(map(repr, near))}"
             )

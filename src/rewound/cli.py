@@ -8,10 +8,11 @@ is needed.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,11 @@ app = typer.Typer(
 )
 RecipePath = Annotated[
     Path | None,
-    typer.Argument(metavar="[RECIPE.toml]", help="A recipe; left out: the demonstration on real digits."),
+    typer.Argument(
+        metavar="[RECIPE.toml]",
+        show_default=False,
+        help="A recipe, or an experiment's folder; left out: the demonstration on real digits.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -60,7 +65,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment, or go on with it; without a recipe, the demonstration (a minute or two)."""
-    with _answering(as_json, debug):
+    with _answering(as_json, debug), _ended_by_signals():
         from rewound.experiment.findings import caution
         from rewound.experiment.runner import draw_picture, run_experiment
         from rewound.experiment.screen import progress, show_table
@@ -70,23 +75,25 @@ def run(
         if not as_json:
             runs = f"{counted(len(asked.techniques), 'technique')} x {counted(len(asked.seeds), 'seed')}"
             print(f"{asked.name}: {runs} on {asked.task}, into {asked.place}", flush=True)
-        results = run_experiment(asked, partial(progress, stream=sys.stderr if as_json else sys.stdout))
+        trained = False
+
+        def show(labels: Sequence[str], epochs: Sequence[int], metric: str) -> Any:
+            nonlocal trained
+            trained = True
+            return progress(labels, epochs, metric, sys.stderr if as_json else sys.stdout)
+
+        results = run_experiment(asked, show)
         picture = draw_picture(asked.place, results)
         failed = [arm for arm in results["arms"] if arm["status"] != "finished"]
         if as_json:
             _print_json(results)
-        else:
-            if len(failed) < len(results["arms"]):
-                print()
-                show_table(make_table(results), sys.stdout)
-                print("\n" + "\n".join([*results["findings"], *caution(results)]))
+        elif len(failed) < len(results["arms"]):
+            print("" if trained else "All of it was finished before; another --folder begins anew.\n")
+            show_table(make_table(results), sys.stdout)
+            print("\n" + "\n".join([*results["findings"], *caution(results)]))
             print(f"\n{picture}\nEverything is in {asked.place}; check it with: rewound verify {asked.place}")
-        for arm in failed:
-            print(f"{arm['technique']}, seed {arm['seed']} failed: {arm['error']}", file=sys.stderr)
-            if debug and arm.get("traceback"):
-                print(arm["traceback"], file=sys.stderr)
         if failed:
-            print("The same command goes on from there, with what failed tried again.", file=sys.stderr)
+            _tell_failures(failed, debug)
             raise typer.Exit(1)
 
 
@@ -144,6 +151,8 @@ def verify(
     with _answering(as_json, debug):
         from rewound.experiment.verify import as_lines, verify_folder
 
+        if not as_json:
+            print(f"checking {folder}", flush=True)
         found = verify_folder(folder, replay=replay)
         _tell(found, as_lines, as_json)
         if not found["passed"]:
@@ -153,11 +162,28 @@ def verify(
 def _recipe(path: Path | None, overrides: list[str] | None, folder: str | None) -> Any:
     from rewound.experiment.demonstration import DEMONSTRATION
     from rewound.experiment.recipe import make_recipe, read_recipe
+    from rewound.experiment.store import own_recipe
 
     chosen = [*(overrides or []), *([f"folder={json.dumps(folder)}"] if folder else [])]
     if path is None:
         return make_recipe(DEMONSTRATION.model_dump(mode="json", exclude_none=True), chosen, origin="--set")
-    return read_recipe(path, chosen)
+    path, goes_on = own_recipe(path)
+    return read_recipe(path, [*goes_on, *chosen])
+
+
+def _tell_failures(failed: list[dict[str, Any]], debug: bool) -> None:
+    """Say of each error once what it was, and whom it met."""
+    met: dict[str, list[dict[str, Any]]] = {}
+    for arm in failed:
+        met.setdefault(arm["error"], []).append(arm)
+    for error, arms in met.items():
+        first, *others = [f"{arm['technique']}, seed {arm['seed']}" for arm in arms]
+        likewise = f" (and so did {'; '.join(others)})" if others else ""
+        print(f"{first} failed: {error}{likewise}", file=sys.stderr)
+        if debug and arms[0].get("traceback"):
+            print(arms[0]["traceback"], file=sys.stderr)
+    where = "" if debug else "; with --debug it shows where"
+    print(f"The same command goes on from there, with what failed tried again{where}.", file=sys.stderr)
 
 
 def _tell(found: dict[str, Any], as_lines: Callable[[dict[str, Any]], list[str]], as_json: bool) -> None:
@@ -168,7 +194,31 @@ def _tell(found: dict[str, Any], as_lines: Callable[[dict[str, Any]], list[str]]
 
 
 def _print_json(found: Any) -> None:
-    print(json.dumps(found, indent=1))
+    from rewound.experiment.store import as_json
+
+    print(as_json(found))
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that asks the process to end, to be met like Ctrl-C: workers gone, one sentence, an exit code."""
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Meet SIGTERM, and SIGHUP of a closed terminal, like Ctrl-C; who ignores them (nohup) goes on to."""
+
+    def end(number: int, _: Any) -> None:
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -178,22 +228,40 @@ def _answering(as_json: bool, debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
-    except KeyboardInterrupt:
-        print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):  # the terminal may be gone
+            print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(128 + (stop.args[0] if isinstance(stop, _Ended) else signal.SIGINT)) from None
+    except BrokenPipeError:
+        with suppress(OSError):  # or Python would stumble once more, over what it could not flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            "Stopped: nobody reads the output any more. The same command goes on from there.", file=sys.stderr
+        )
+        raise typer.Exit(1) from None
     except Exception as error:
         if debug:
             import traceback
 
             traceback.print_exc()
-        usage = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        usage = isinstance(error, (ValueError, TypeError, OSError, ImportError, SyntaxError))
         known = usage or type(error) is RuntimeError  # its subclasses, such as RecursionError, are bugs
-        says = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+        ours = _raised_here(error)
+        says = str(error) if known and ours and str(error) else f"{type(error).__name__}: {error}"
         if as_json:
             _print_json({"error": says, "type": type(error).__name__})
-        hint = "" if known or debug else " (a bug? --debug shows where)"
+        hint = "" if (known and ours) or debug else " (--debug shows where)"
         print(f"rewound: {says}{hint}", file=sys.stderr)
         raise typer.Exit(2 if usage else 1) from None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Return whether this package raised it, so that its words were chosen for the reader; else it is torch's,
+    or comes out of a file of the user's."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is None or Path(place.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,7 +19,7 @@ from rewound.plan import Plan, Until, kept_by_round
 from rewound.scope import Scope
 from rewound.state import WEIGHT_PARTS, persistent_tensors
 from rewound.techniques import Technique
-from rewound.trace import Trace, hyper_parameters
+from rewound.trace import Trace, hyper_parameters, scheduled
 
 
 def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, ...]]:
@@ -37,6 +40,37 @@ def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, 
         needs[at] = (*needs.get(at, ()), "optimizer")
     needs[point] = (*needs.get(point, ()), "clock")
     return needs
+
+
+def require_usable(scheduler: Any, extras: Sequence[Any], seed: Any, criterion: Any, evidence: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError`` for an argument that would fail only after the original run."""
+    if isinstance(extras, (str, Mapping)) or not isinstance(extras, Sequence):
+        raise TypeError(f"'extras' must be a list of objects (got {type(extras).__name__})")
+    named = [("scheduler", scheduler), *((f"extras[{i}]", extra) for i, extra in enumerate(extras))]
+    for where, value in named:
+        stateful = hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+        if value is not None and not stateful and not isinstance(value, torch.Generator):
+            raise TypeError(
+                f"{where} is a {type(value).__name__}, which has no state_dict() and load_state_dict(), so its state can be "
+                "neither kept nor rewound; give it both, or leave it out (several schedulers: one is 'scheduler', the "
+                "others go among 'extras')"
+            )
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"'seed' must be a whole number (got {seed!r})")
+    if criterion == "gradient" and evidence is None:
+        raise ValueError(
+            "criterion 'gradient' needs data: pass evidence=lambda model, scope: "
+            "rewound.Evidence(model, scope, batches=..., loss=...)"
+        )
+
+
+def require_measured(until: Until, pretrained: bool, evaluate: Any) -> None:
+    """Raise ``ValueError`` where the metric that stops the run can never be known for the original network."""
+    if until.metric is not None and pretrained and evaluate is None:
+        raise ValueError(
+            f"the run stops by {until.metric!r} against the network as it arrives, and nothing measures that; pass "
+            f"evaluate=lambda model: {{{until.metric!r}: ...}}"
+        )
 
 
 def make_plan(
@@ -61,6 +95,7 @@ def make_plan(
     t = technique.length(epochs)
     if pretrained:
         _require_history(technique, epochs, history)
+    scheduled(optimizer)  # an optimizer without a learning rate is refused
     by_tensor: tuple[dict[str, float], ...] = ()
     if isinstance(allocation, Mapping):
         kept, by_tensor = _by_tensor(scope, rate, until, allocation)
@@ -69,7 +104,13 @@ def make_plan(
         raise ValueError("'until' must say when to stop: a density such as 0.05, '20x', '10 rounds'")
     else:
         kept = kept_by_round(scope.size, rate, until)
+    if not kept:
+        raise ValueError(
+            f"until={until} prunes nothing of the {scope.size:,} weights in scope (rate {rate}); give a smaller density, a "
+            "ratio above 1x, or a higher rate"
+        )
     needs = needed_snapshots(technique, epochs)
+    sizes = _sizes(model, optimizer, extras)
     return Plan(
         technique=technique,
         epochs=epochs,
@@ -81,7 +122,8 @@ def make_plan(
         tensors=len(scope.names),
         pretrained=pretrained,
         snapshots=tuple(_told(epoch, parts) for epoch, parts in sorted(needs.items())),
-        disk_bytes=_disk_bytes(model, optimizer, scope, needs, len(kept), until, extras) if on_disk else 0,
+        disk_bytes=_disk_bytes(sizes, scope, needs, len(kept), until) if on_disk else 0,
+        memory_bytes=0 if on_disk else _snapshot_bytes(sizes, needs, until),
         by_tensor=by_tensor,
     )
 
@@ -179,26 +221,34 @@ def _told(epoch: int, parts: Sequence[str]) -> str:
     return f"at epoch {epoch}: {', '.join(what[p] for p in parts if p in what)}"
 
 
-def _disk_bytes(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scope: Scope,
-    needs: Mapping[int, Sequence[str]],
-    rounds: int,
-    until: Until,
-    extras: Sequence[Any],
-) -> int:
-    """Return an estimate of the most that lies in the folder: two states to go on from and one being written, snapshots
-    and masks. Schedules are small beside them and not counted."""
-    sizes = {
+def _sizes(model: nn.Module, optimizer: Optimizer, extras: Sequence[Any]) -> dict[str, int]:
+    """Return part of the state -> bytes, as far as it can be known before the first step."""
+    return {
         "model": sum(local(t).numel() * t.element_size() for t in persistent_tensors(model).values()),
         "optimizer": _slots(optimizer)
         * sum(_bytes(p) for group in optimizer.param_groups for p in group["params"]),
         "extras": sum(_bytes(t) for e in extras if isinstance(e, nn.Module) for t in e.parameters()),
     }
-    full = sum(sizes.values())
+
+
+def _snapshot_bytes(sizes: Mapping[str, int], needs: Mapping[int, Sequence[str]], until: Until) -> int:
+    """Return what the snapshots and the last good round take, wherever they are kept."""
     kept = sum(sizes.get(part, 0) for parts in needs.values() for part in parts)
-    return 3 * full + kept + (2 * full if until.metric else 0) + rounds * (scope.size // 8)
+    return kept + (sum(sizes.values()) if until.metric else 0)
+
+
+def _disk_bytes(
+    sizes: Mapping[str, int],
+    scope: Scope,
+    needs: Mapping[int, Sequence[str]],
+    rounds: int,
+    until: Until,
+) -> int:
+    """Return an estimate of the most that lies in the folder: two states to go on from and one being written, snapshots
+    and masks. Schedules are small beside them and not counted."""
+    full = sum(sizes.values())
+    replaced = full if until.metric else 0  # a good round is written before the one before it is deleted
+    return 3 * full + _snapshot_bytes(sizes, needs, until) + replaced + rounds * (scope.size // 8)
 
 
 def _bytes(tensor: Any) -> int:
@@ -218,7 +268,8 @@ def _slots(optimizer: Optimizer) -> int:
 def _spelled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): float(v) for k, v in value.items()}
-    return getattr(value, "__qualname__", None) or str(value)
+    # A partial or an object without a text of its own is printed with its address, another one in every process.
+    return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def _digest(data: bytes) -> str:

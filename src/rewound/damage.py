@@ -24,7 +24,8 @@ def damage_of(model: nn.Module, before: Mask, after: Mask) -> Damage:
     """Return what going from mask ``before`` to ``after`` will take from ``model``, whose weights are as trained."""
     total = removed = 0.0
     for name, p in parameters_by_name(model).items():
-        weights = whole(p).detach().double()
+        weights = whole(p).detach()
+        weights = (weights.abs() if weights.is_complex() else weights).double()
         total += float(weights.square().sum())
         if name in after:
             removed += float(weights[~after[name].to(weights.device)].square().sum())

@@ -87,7 +87,14 @@ class Evidence:
                 f"gradients need {missing}: pass evidence=Evidence(model, scope, "
                 "batches=[(input, target), ...], loss=function(output, target))"
             )
-        with torch.inference_mode(False), torch.enable_grad(), _as_found(self.model, self.seed):
+        found = parameters_by_name(self.model)
+        frozen = [found[name] for name in self.names if not found[name].requires_grad]
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _as_found(self.model, self.seed),
+            _thawed(frozen),
+        ):
             sums = _mean_gradients(self.model, self.names, self._batches, self._loss)
         if isinstance(self._given, nn.parallel.DistributedDataParallel):
             import torch.distributed as dist
@@ -216,6 +223,18 @@ def _by_backward(
 
 def _wide(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype is torch.float64 else torch.float32
+
+
+@contextmanager
+def _thawed(frozen: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach parameters that are frozen at present: with none, they would rank last and be pruned first."""
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 @contextmanager

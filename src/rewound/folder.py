@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import warnings
@@ -36,7 +37,15 @@ class Folder:
         self.path = Path(path)
         self._states = self.path / ("state" if rank == 0 else f"state-{rank}")
         self._first = rank == 0
-        self._states.mkdir(parents=True, exist_ok=True)
+        for part in (self.path, *self.path.parents):
+            if part.exists() and not part.is_dir():
+                raise NotADirectoryError(f"'folder' must be a folder, and {str(part)!r} is a file")
+        try:
+            self._states.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"cannot make {str(self._states)!r} for the run's states ({error}); give another folder"
+            ) from error
         self._lock = filelock.FileLock(self.path / (".lock" if rank == 0 else f".lock-{rank}"))
         try:
             self._lock.acquire(timeout=0)
@@ -95,7 +104,7 @@ class Folder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically (rank 0 only)."""
         if self._first:
-            text = json.dumps(content, indent=1) + "\n"
+            text = json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
             write_atomically(self.path / name, lambda file: file.write(text.encode()))
 
     def save_state(self, kind: str, number: int, content: Mapping[str, Any], keep: int = 1) -> Path:
@@ -136,7 +145,10 @@ class Folder:
     def load_round(self, index: int, kind: str) -> dict[str, Any]:
         """Return a finished round's ``mask`` or ``trace``, having checked it."""
         folder = self.path / "rounds" / f"{index:02d}"
-        found = sorted(folder.glob(f"{kind}-*.pt"))
+        # A process that died between writing and tidying up leaves two: the newer one that is whole counts.
+        found = sorted(
+            folder.glob(f"{kind}-*.pt"), key=lambda path: (damage(path) is not None, -path.stat().st_mtime_ns)
+        )
         if not found:
             raise FileNotFoundError(f"{str(folder)!r} has no {kind}; start again in another folder")
         return load_checked(found[0])
@@ -144,6 +156,15 @@ class Folder:
     def _of_kind(self, kind: str) -> list[Path]:
         paths = [p for p in self._states.glob(f"{kind}-*.pt") if _NAME.fullmatch(p.name)]
         return sorted(paths, key=_number, reverse=True)
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null. The states keep them."""
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -214,10 +235,12 @@ def _write_sum_named(folder: Path, stem: str, content: Mapping[str, Any]) -> Pat
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"could not write {str(temporary)!r} ({error}); the states written before are whole, "
-            "so the run goes on from them when it is started again"
-        ) from error
+        left = (
+            "the states written before are whole, so the run goes on from them when it is started again"
+            if folder.is_dir()
+            else "the folder is gone, so the run must be started again from the beginning"
+        )
+        raise OSError(f"could not write {str(temporary)!r} ({error}); {left}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -230,6 +253,8 @@ def _sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
+        except OSError:
+            pass  # some network and shared file systems cannot flush a folder; the file itself is flushed
         finally:
             os.close(handle)
 

@@ -4,7 +4,7 @@ Two things hold a pruned weight dead (docs/architecture.md, decision 5), both at
 
 1. its gradient is masked *as it accumulates*, so that clipping by norm, gradient scaling and optimizers that
    look at norms see the survivors only, as in the paper, whose mask multiplies in the forward pass;
-2. after every optimizer step weights and optimizer state are *projected*: momentum, weight decay and a
+2. after every optimizer step weights (and optimizer state that could hold more) are *projected*: momentum, weight decay and a
    gradient that somebody wrote by hand revive nothing.
 
 Gradient masking alone is the field's classic bug; projection alone changes what clipping does.
@@ -13,6 +13,7 @@ Zeros are never written by multiplying, since NaN x 0 is NaN: see ``_Zeroing``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,9 +30,8 @@ class Guard:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, mask: Mask) -> None:
         self.mask = mask
-        self.optimizer = _supported(unwrap_optimizer(optimizer))
+        self.optimizer = guardable(optimizer, model, mask)
         parameters = parameters_by_name(model)
-        _require_held(self.optimizer, parameters, mask)
         mask.apply_(model)
         self._model = model
         # A tensor from which nothing is pruned needs no guarding and costs nothing.
@@ -40,45 +40,29 @@ class Guard:
             for name, kept in mask.items()
             if not bool(kept.all())
         }
-        self._accumulated = 0
         self._handles: list[RemovableHandle] = [
-            p.register_post_accumulate_grad_hook(self._mask_gradient) for p in self._guarded
+            _hooked(p, zeroing.gradient_hook(p.dtype)) for p, zeroing in self._guarded.items()
         ]
         self._handles.append(self.optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
         self._hook_ids = (self._handles[-2].id, self._handles[-1].id)
+        self._every_slot = type(self.optimizer) not in _ELEMENTWISE
         self._before_step()
         self._after_step()
 
-    def _mask_gradient(self, p: Tensor) -> None:
-        zeroing, grad = self._guarded[p], p.grad
-        if grad is None:
-            return
-        if grad.layout is not torch.strided:
-            raise TypeError(
-                f"the gradient of {zeroing.name!r} is sparse (layout {grad.layout}) and cannot be masked; "
-                "build its embedding with sparse=False"
-            )
-        self._accumulated += 1
-        zeroing(grad)
-
     def _before_step(self, *_: Any) -> None:
-        # Gradients that no backward pass accumulated (written by hand, or by a wrapper that
-        # bypasses the hook) are masked here, late but before they reach momentum.
-        if self._accumulated < len(self._guarded):
-            for p, zeroing in self._guarded.items():
-                if p.grad is not None and p.grad.layout is torch.strided:
-                    zeroing(p.grad)
-        self._accumulated = 0
+        # Gradients that were written by hand, or written to after the backward pass (clipped, noised), are masked
+        # again here: late for clipping, but before they reach momentum.
+        for p, zeroing in self._guarded.items():
+            grad = p.grad
+            if grad is not None and zeroing.masked != (id(grad), grad._version):
+                zeroing.mask_gradient(p)
+            zeroing.masked = None
 
     def _after_step(self, *_: Any) -> None:
-        state = self.optimizer.state
+        state, every_slot = self.optimizer.state, self._every_slot
         for p, zeroing in self._guarded.items():
-            zeroing.again("", p)
-            slots = state.get(p)
-            if slots:
-                for name in zeroing.slots_of(slots, p):
-                    zeroing.again(name, slots[name])
+            zeroing.after_step(p, state.get(p), every_slot)
 
     def check(self) -> None:
         """Raise ``RuntimeError`` if a pruned weight can come back, naming tensor, optimizer and remedy.
@@ -163,6 +147,20 @@ def guard(optimizer: Optimizer, model: nn.Module, mask: Mask) -> Guard:
     return Guard(optimizer, model, mask)
 
 
+# Optimizers that make zero of zero, weight by weight: once its slots are zero under the mask, a masked gradient leaves
+# them so, and they are projected only when they are new. Any other optimizer's slots are projected after every step.
+_ELEMENTWISE = {
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adagrad,
+    torch.optim.RMSprop,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adadelta,
+}
+
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -174,16 +172,16 @@ class _Zeroing:
     Elsewhere ``masked_fill_`` is as fast as the memory, with one byte a weight.
     """
 
-    __slots__ = ("_bits", "_pruned", "_sharded", "_slots", "_views", "name")
+    __slots__ = ("_bits", "_pruned", "_sharded", "_slots", "_view", "masked", "name")
 
     def __init__(self, name: str, pruned: Tensor, p: Tensor) -> None:
         self.name = name
+        self.masked: tuple[int, int] | None = None  # identity and version of the gradient masked last
         self._sharded = hasattr(p, "to_local")
-        self._slots: tuple[int, tuple[str, ...]] = (-1, ())
-        self._views: dict[str, tuple[Tensor, int, Tensor, Tensor]] = {}
-        part = local_like(pruned, p)
-        self._bits: dict[torch.dtype, Tensor] | None = {} if part.device.type == "cpu" else None
-        self._pruned = part
+        self._slots: tuple[Any, int] = (None, 0)
+        self._view: tuple[int, Tensor, Tensor] | None = None
+        self._pruned = local_like(pruned, p)
+        self._bits: dict[torch.dtype, Tensor] | None = {} if self._pruned.device.type == "cpu" else None
         if self._bits is not None:
             self._keep_bits(local(p).dtype, like=local(p))
 
@@ -208,23 +206,52 @@ class _Zeroing:
             bits = self._keep_bits(tensor.dtype, like=tensor)
         tensor.view(bits.dtype).bitwise_and_(bits)
 
-    def again(self, key: str, tensor: Tensor) -> None:
-        """Do the same to a tensor that is mostly the one that came under ``key`` before; its view is kept."""
-        known = self._views.get(key)
-        if known is not None and known[0] is tensor and known[1] == tensor.data_ptr():
-            known[2].bitwise_and_(known[3])
+    def mask_gradient(self, p: Tensor) -> None:
+        """Zero what is pruned in the gradient of ``p``."""
+        grad = p.grad
+        if grad is None:
             return
-        self(tensor)
-        if self._bits is not None and not self._sharded and not tensor.is_complex():
-            bits = self._bits[tensor.dtype]
-            self._views[key] = (tensor, tensor.data_ptr(), tensor.detach().view(bits.dtype), bits)
+        if grad.layout is not torch.strided:
+            raise TypeError(
+                f"the gradient of {self.name!r} is sparse (layout {grad.layout}) and cannot be masked; "
+                "build its embedding with sparse=False"
+            )
+        self(grad)
+        self.masked = (id(grad), grad._version)
 
-    def slots_of(self, slots: dict[str, Any], p: Tensor) -> tuple[str, ...]:
-        """Return the names of the optimizer's slots that have the parameter's shape."""
-        if self._slots[0] != len(slots):
-            shaped = (k for k, v in slots.items() if isinstance(v, Tensor) and v.shape == p.shape)
-            self._slots = (len(slots), tuple(k for k in shaped if slots[k].layout is torch.strided))
-        return self._slots[1]
+    def gradient_hook(self, dtype: torch.dtype) -> Callable[[Tensor], None]:
+        """Return ``mask_gradient`` as a post-accumulate-grad hook; for an ordinary gradient on a CPU a shorter way to it,
+        since a small network spends a tenth of its step here."""
+        if self._bits is None or self._sharded:
+            return self.mask_gradient
+        bits = self._bits[dtype]
+        integers, strided = bits.dtype, torch.strided
+
+        def mask_gradient(p: Tensor) -> None:
+            grad: Any = p.grad
+            if grad.dtype is dtype and grad.layout is strided and not grad.requires_grad:
+                grad.view(integers).bitwise_and_(bits)
+                self.masked = (id(grad), grad._version)
+            else:
+                self.mask_gradient(p)
+
+        return mask_gradient
+
+    def after_step(self, p: Tensor, slots: dict[str, Any] | None, every_slot: bool) -> None:
+        """Zero what is pruned in the weight, whose view is kept from step to step, and in optimizer slots."""
+        if self._view is not None and self._view[0] == p.data_ptr():
+            self._view[1].bitwise_and_(self._view[2])
+        else:
+            self(p)
+            if self._bits is not None and not self._sharded:
+                bits = self._bits[p.dtype]
+                self._view = (p.data_ptr(), p.detach().view(bits.dtype), bits)
+        if not slots or not (every_slot or self._slots[0] is not slots or self._slots[1] != len(slots)):
+            return
+        self._slots = (slots, len(slots))  # slots just made, or loaded from somewhere
+        for value in slots.values():
+            if _is_dense_like(value, p):
+                self(value)
 
     def nonzero(self, p: Tensor) -> int:
         """Return how many pruned weights are not zero."""
@@ -235,7 +262,16 @@ def _held(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _supported(optimizer: Optimizer) -> Optimizer:
+def _is_dense_like(value: Any, p: Tensor) -> bool:
+    """Whether a slot holds one number a weight; integers are codes (8-bit optimizers), of which 0 is not zero."""
+    if not isinstance(value, Tensor) or value.shape != p.shape:
+        return False
+    return value.layout is torch.strided and value.is_floating_point()
+
+
+def guardable(optimizer: Optimizer, model: nn.Module, names: Iterable[str]) -> Optimizer:
+    """Return the optimizer that really steps; ``TypeError`` or ``ValueError`` where its steps cannot be guarded."""
+    optimizer = unwrap_optimizer(optimizer)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
             "LBFGS evaluates the loss many times inside one step and keeps a history of dense directions, so pruned "
@@ -246,15 +282,34 @@ def _supported(optimizer: Optimizer) -> Optimizer:
             "SparseAdam updates rows from sparse gradients, which a weight mask cannot reach; "
             "build the embedding with sparse=False and use Adam"
         )
-    return optimizer
-
-
-def _require_held(optimizer: Optimizer, parameters: dict[str, nn.Parameter], mask: Mask) -> None:
-    held = _held(optimizer)
-    absent = [name for name in mask if name in parameters and id(parameters[name]) not in held]
+    parameters, held, names = parameters_by_name(model), _held(optimizer), list(names)
+    absent = [name for name in names if name in parameters and id(parameters[name]) not in held]
     if absent:
         raise ValueError(
-            f"this {type(optimizer).__name__} does not hold {len(absent)} of the {len(mask)} masked parameters "
+            f"this {type(optimizer).__name__} does not hold {len(absent)} of the {len(names)} parameters to prune "
             f"(first: {absent[0]!r}); pass the optimizer that was built from this model's parameters, "
             "after the model was moved, wrapped or sharded, or leave those parameters out of the scope"
         )
+    return optimizer
+
+
+def require_unguarded(model: nn.Module) -> None:
+    """Raise ``ValueError`` where an earlier guard, a finished run's for one, still masks gradients of ``model``."""
+    for name, p in parameters_by_name(model).items():
+        hooks = getattr(p, "_post_accumulate_grad_hooks", None) or {}
+        if any(getattr(hook, "__module__", None) == __name__ for hook in hooks.values()):
+            raise ValueError(
+                f"{name!r} is still guarded under the mask of an earlier run, which would train a pruned network here; take "
+                "that guard away (run.guard.remove()), or build model and optimizer anew"
+            )
+
+
+def _hooked(p: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hook the gradient of ``p`` also where it is frozen at present: it may be unfrozen later."""
+    frozen = not p.requires_grad
+    if frozen:
+        p.requires_grad_(True)
+    handle = p.register_post_accumulate_grad_hook(hook)
+    if frozen:
+        p.requires_grad_(False)
+    return handle

@@ -6,7 +6,6 @@ saved and printed, and nothing changes it once it is made.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rewound.parameters import canonical, local, local_like, unwrap_model, whole
+from rewound.spelling import closest
 
 _FORMAT = "rewound.mask/1"
 
@@ -273,7 +273,7 @@ def _first(error: Exception) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = closest(name, known, count=3)
     return f" (nearest: {', '.join(map(repr, near))})" if near else ""
 
 

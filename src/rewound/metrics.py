@@ -6,7 +6,6 @@ torchmetrics object of the user's becomes one by :func:`as_metric`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from rewound.spelling import nearest
 
 Array = Any  # torch.Tensor or numpy.ndarray
 
@@ -124,12 +125,7 @@ def mse(outputs: Array, targets: Array) -> float:
     >>> mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     2.0
     """
-    predicted, values = _pairs(outputs, targets)
-    return (
-        float(_sklearn().mean_squared_error(values, predicted))
-        if np.isfinite(predicted).all()
-        else float("nan")
-    )
+    return _mean_error("mean_squared_error", outputs, targets)
 
 
 def mae(outputs: Array, targets: Array) -> float:
@@ -138,12 +134,7 @@ def mae(outputs: Array, targets: Array) -> float:
     >>> mae(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     1.0
     """
-    predicted, values = _pairs(outputs, targets)
-    return (
-        float(_sklearn().mean_absolute_error(values, predicted))
-        if np.isfinite(predicted).all()
-        else float("nan")
-    )
+    return _mean_error("mean_absolute_error", outputs, targets)
 
 
 def perplexity(outputs: Array, targets: Array, ignore_index: int = -100) -> float:
@@ -198,9 +189,7 @@ def as_metric(metric: Any, *, name: str | None = None, higher_is_better: bool | 
         return metric
     if isinstance(metric, str):
         if metric not in METRICS:
-            near = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
-            raise ValueError(f"no metric named {metric!r}: {hint}")
+            raise ValueError(f"no metric named {metric!r}: {nearest(metric, METRICS)}")
         return METRICS[metric]
     if all(callable(getattr(metric, part, None)) for part in ("update", "compute", "reset")):
         function, known_name = _stateful(metric), type(metric).__name__.lower()
@@ -237,6 +226,13 @@ def _sklearn() -> ModuleType:
     except ImportError as error:
         raise ImportError("this metric is computed by scikit-learn: pip install 'rewound[tasks]'") from error
     return sklearn.metrics
+
+
+def _mean_error(name: str, outputs: Array, targets: Array) -> float:
+    predicted, values = _pairs(outputs, targets)
+    if not np.isfinite(predicted).all():
+        return float("nan")
+    return float(getattr(_sklearn(), name)(values, predicted))
 
 
 def _numpy(values: Array) -> np.ndarray:

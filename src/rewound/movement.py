@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from rewound.parameters import parameters_by_name, unwrap_optimizer
+from rewound.parameters import local, parameters_by_name, unwrap_optimizer
 from rewound.scope import ScopeLike, as_scope
 
 
@@ -68,11 +68,11 @@ class Movement:
         if odd:
             raise ValueError(f"the movement record is of another scope: only one has {odd[0]!r}")
         for name, total in self.sums.items():
-            if state["sums"][name].shape != total.shape:
+            if state["sums"][name].shape not in (total.shape, local(total).shape):
                 raise ValueError(f"the movement record of {name!r} has another shape than the model's tensor")
         with torch.no_grad():
             for name, total in self.sums.items():
-                total.copy_(state["sums"][name])
+                local(total).copy_(local(state["sums"][name]))
         self.steps = int(state["steps"])
 
     def remove(self) -> None:

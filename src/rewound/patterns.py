@@ -3,13 +3,14 @@ of weights."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from rewound.spelling import unknown
 
 Scores: TypeAlias = Mapping[str, Tensor]  # higher = keep
 
@@ -50,9 +51,5 @@ def as_pattern(pattern: str) -> Pattern:
     'weight'
     """
     if pattern not in PATTERNS:
-        near = difflib.get_close_matches(str(pattern), PATTERNS, n=1)
-        raise ValueError(
-            f"unknown pattern {pattern!r}{f': did you mean {near[0]!r}?' if near else ''} "
-            f"(known: {', '.join(map(repr, PATTERNS))})"
-        )
+        raise ValueError(unknown("pattern", pattern, PATTERNS))
     return PATTERNS[pattern]

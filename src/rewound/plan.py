@@ -49,15 +49,20 @@ class Until:
         """Return whether a round's metrics are worse than allowed; a metric that is NaN is."""
         if self.metric is None:
             return False
-        for which, found in (("this round", metrics), ("the original run", original)):
-            if self.metric not in found:
-                raise ValueError(
-                    f"the run stops by {self.metric!r}, which was not logged for {which}; logged: "
-                    f"{', '.join(found) or 'nothing'}. Call run.log({self.metric}=...) in every epoch"
-                )
-        change = metrics[self.metric] - original[self.metric]
+        change = self.measured(metrics, "this round") - self.measured(original, "the original run")
         within = change >= -self.drop if self.drop is not None else change <= self.rise  # type: ignore[operator]
         return not within
+
+    def measured(self, metrics: Mapping[str, float], which: str) -> float:
+        """Return the metric that decides; ``ValueError`` where it was not logged for the round called ``which``."""
+        assert self.metric is not None
+        if self.metric not in metrics:
+            raise ValueError(
+                f"the run stops by {self.metric!r}, which was not logged for {which}; logged: "
+                f"{', '.join(metrics) or 'nothing'}. Call run.log({self.metric}=...) in every epoch; for a network that "
+                "arrives trained, and for rounds of no epochs, let evaluate return it"
+            )
+        return metrics[self.metric]
 
     def __str__(self) -> str:
         parts = []
@@ -126,7 +131,8 @@ def kept_by_round(size: int, rate: float | None, until: Until) -> tuple[int, ...
         return (target,)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
         raise ValueError(
-            f"'rate' is the part of the surviving weights pruned in a round, in (0, 1), or None for one-shot (got {rate!r})"
+            "'rate' is the part of the surviving weights pruned in a round: in (0, 1), 0 for a control, or None for "
+            f"one-shot (got {rate!r})"
         )
     if rate == 0 and until.rounds is None:
         raise ValueError(
@@ -165,6 +171,7 @@ class Plan:
     snapshots: tuple[str, ...]
     disk_bytes: int
     by_tensor: tuple[Mapping[str, float], ...] = ()
+    memory_bytes: int = 0
 
     @property
     def rounds(self) -> int:
@@ -181,6 +188,12 @@ class Plan:
         """Training epochs of everything, the original run included where it is trained here."""
         return (0 if self.pretrained else self.epochs) + self.rounds * self.retrain_epochs
 
+    @property
+    def _in_memory(self) -> str:
+        if self.memory_bytes:
+            return f"about {self.memory_bytes / 1e6:.3g} MB of snapshots"
+        return "the schedule of each step, no weights"
+
     def to_dict(self) -> dict[str, object]:
         """Return the plan as JSON-able values."""
         return {
@@ -196,6 +209,7 @@ class Plan:
             "pretrained": self.pretrained,
             "snapshots": list(self.snapshots),
             "disk_bytes": self.disk_bytes,
+            "memory_bytes": self.memory_bytes,
             "total_epochs": self.total_epochs,
         }
 
@@ -210,12 +224,12 @@ class Plan:
             shown = [*shown[:6], "...", *shown[-5:]]
         lines = [
             f"Plan: {first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}",
-            f"  technique  {self.technique!r}",
+            f"  technique  {self.technique.told}",
             f"  scope      {self.size:,} of {self.model_size:,} parameters, in {self.tensors} tensors",
             f"  density    1 -> {' -> '.join(shown)}   (until {self.until})",
             f"  snapshots  {'; '.join(self.snapshots) or 'none'}",
-            f"  disk       about {self.disk_bytes / 1e6:.1f} MB"
+            f"  disk       about {self.disk_bytes / 1e6:.3g} MB"
             if self.disk_bytes
-            else "  disk       nothing (no folder)",
+            else f"  memory     {self._in_memory} (no folder: what is killed starts again)",
         ]
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -37,7 +38,22 @@ def gathered(value: T) -> list[T]:
     return box  # type: ignore[return-value]
 
 
-def barrier() -> None:
-    """Wait until every rank is here."""
-    if world_size() > 1:
-        dist.barrier()
+def together(action: Callable[[], T]) -> T:
+    """Do ``action`` on every rank; where it fails on one, fail on all, so that none waits for that one for ever.
+
+    The rank that failed raises its own error, the others a ``RuntimeError`` that tells of it.
+    """
+    if world_size() == 1:
+        return action()
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:
+        error = raised
+    told = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [f"rank {number}: {text}" for number, text in enumerate(told) if text is not None]
+    if failed:
+        raise RuntimeError(f"this rank stops because another one failed ({'; '.join(failed)})")
+    return result  # type: ignore[return-value]

@@ -138,7 +138,8 @@ class Result:
         lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in [header, *rows]]
         cost = self.search_cost
         flops = "" if cost.flops is None else f", {cost.flops:.3g} training FLOPs (dense)"
-        lines += [f"{self.technique!r}", f"search cost {cost.epochs} epochs, {cost.steps:,} steps{flops}"]
+        lines += ["* the model has the weights of this round" if self.rounds else "no round is finished yet"]
+        lines += [self.technique.told, f"search cost {cost.epochs} epochs, {cost.steps:,} steps{flops}"]
         lines += [f"stopped: {self.stopped}"] if self.stopped else []
         lines += [
             f"round {r.index}: nothing survives in {', '.join(r.collapsed)}"

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,25 +24,32 @@ from torch.optim import Optimizer
 
 from rewound import ranks
 from rewound.allocation import as_allocation
-from rewound.configuration import configuration, make_plan, needed_snapshots
+from rewound.configuration import (
+    configuration,
+    make_plan,
+    needed_snapshots,
+    require_measured,
+    require_usable,
+)
 from rewound.criteria import as_criterion
 from rewound.damage import Damage, damage_of
 from rewound.evidence import Evidence
-from rewound.guarding import Guard
+from rewound.guarding import Guard, require_unguarded
+from rewound.live import Live, number
 from rewound.mask import Mask
 from rewound.measure import cost
-from rewound.movement import Movement, watch_movement
-from rewound.parameters import parameters_by_name, unwrap_model, unwrap_optimizer, whole
+from rewound.movement import watch_movement
+from rewound.parameters import parameters_by_name
 from rewound.patterns import as_pattern
 from rewound.plan import Plan, Until, parse_until
 from rewound.pruning import prune
 from rewound.reinitialize import reinitialize_
 from rewound.result import Result, Round
 from rewound.scope import as_scope
-from rewound.state import State, capture, restore, rng_state, set_rng_state
+from rewound.state import State, persistent_tensors
 from rewound.store import Store
 from rewound.techniques import Technique, learning_rate_rewinding, parse_technique
-from rewound.trace import EMPTY, Recorder, Replay, Trace, held, joined
+from rewound.trace import EMPTY, Trace, held, joined
 
 
 class Run:
@@ -80,7 +89,9 @@ class Run:
         initialize: ``function(model, seed)`` that draws fresh weights in place, for re-initialisation.
         progress: ``function(run)``, called after every epoch.
 
-    Raises ``ValueError`` or ``TypeError`` for what cannot work, before anything is trained or written.
+    Raises ``ValueError`` or ``TypeError`` for what cannot work, before anything is trained or written. While it runs,
+    ``RuntimeError`` for an epoch without a step, a pruned weight that came back, or a folder that another process holds;
+    ``ValueError`` for a folder of another run and for a metric that decides and was not logged; ``OSError`` for a full disk.
     """
 
     def __init__(
@@ -108,8 +119,7 @@ class Run:
         initialize: Callable[[nn.Module, int], None] | None = None,
         progress: Callable[[Run], None] | None = None,
     ) -> None:
-        self._model, self._scheduler, self._extras = model, scheduler, tuple(extras)
-        self._optimizer = unwrap_optimizer(optimizer)
+        require_usable(scheduler, extras, seed, criterion, evidence)
         self.technique = parse_technique(technique)
         self._how = {"criterion": criterion, "pattern": pattern, "allocation": allocation}
         (
@@ -117,42 +127,36 @@ class Run:
             as_pattern(pattern),
             as_allocation(allocation),
         )  # unknown names are refused now
-        if criterion == "gradient" and evidence is None:
-            raise ValueError(
-                "criterion 'gradient' needs data: pass evidence=lambda model, scope: "
-                "rewound.Evidence(model, scope, batches=..., loss=...)"
-            )
         self._scope = as_scope(model, scope)
+        require_unguarded(model)
+        parameters = parameters_by_name(model)
+        scoped = ((name, parameters[name]) for name in self._scope.names)
+        self.mask = Mask((name, torch.ones(p.shape, dtype=torch.bool, device=p.device)) for name, p in scoped)
+        self._live = live = Live(model, optimizer, scheduler, extras, self.mask)
         self._evidence, self._evaluate, self._example = evidence, evaluate, example
         self._initialize, self._progress = initialize or reinitialize_, progress
         if folder == "":
             raise ValueError(
                 "'folder' must be a path, or None to keep everything in memory (got an empty text)"
             )
-        self._seed, self._path = seed, folder
+        # The script may change its directory before the first state is written.
+        self._seed, self._path = int(seed), None if folder is None else Path(folder).absolute()
         self._pretrained = pretrained or history is not None
         self._until = None if until is None else parse_until(until)
         self.plan: Plan = make_plan(
-            self._model, self._optimizer, self._scope, self.technique, epochs, rate, self._until, allocation,
-            self._pretrained, history, folder is not None, self._extras,
+            model, live.optimizer, self._scope, self.technique, epochs, rate, self._until, allocation,
+            self._pretrained, history, folder is not None, live.extras,
         )  # fmt: skip
-        self._T, self._t, self._rate = epochs, self.plan.retrain_epochs, rate
+        require_measured(self.plan.until, self._pretrained, evaluate)
+        self._T, self._t = epochs, self.plan.retrain_epochs
         self._needs = needed_snapshots(self.technique, epochs)
         self._configuration = configuration(
-            self.plan, self._scope, self._how, rate, seed, self._optimizer, scheduler, self._extras, history
-        )
-        self._movement: Movement | None = None
+            self.plan, self._scope, self._how, rate, self._seed, live.optimizer, scheduler, live.extras, history
+        )  # fmt: skip
         if criterion == "movement" and evidence is None:
-            self._movement = watch_movement(self._optimizer, model, self._scope)
-            self._extras = (*self._extras, self._movement)
-        full = {name: torch.ones_like(whole(p), dtype=torch.bool) for name, p in self._scoped()}
-        self.mask = Mask(full)
-        modules = [m for extra in extras if isinstance(extra, nn.Module) for m in extra.modules()]
-        fitting = [unwrap_model(module) for module in modules if self.mask.fits(module)]
-        self._copies = tuple({id(module): module for module in fitting}.values())
+            live.watch(watch_movement(live.optimizer, model, self._scope))
         self.round = 0
         self.epoch: int | None = None
-        self.guard: Guard | None = None
         self._rounds: list[Round] = []
         self._log: list[dict[str, float]] = []
         self._done = 0
@@ -161,16 +165,20 @@ class Run:
         self._stopped: str | None = None
         self._best = 0
         self._finished = self._started = self._in_body = self._steps_said = False
-        self._recorder: Recorder | None = None
-        self._replay: Replay | None = None
         self._recorded: Trace | None = history
+        self._tensors = set(persistent_tensors(model))
         # What a model without a history is fine-tuned with: what its optimizer has now, before any scheduler steps.
-        self._given = held(self._optimizer, self._t, self.technique.lr_value) if self._pretrained else None
+        self._given = held(live.optimizer, self._t, self.technique.lr_value) if self._pretrained else None
         self._store: Store | None = None
         self._flops_of_step: float | None = None
         self._flops(0)  # an example that does not fit is an error now, not after the original run
 
     # ---- the user's side -------------------------------------------------------------------------------------------
+
+    @property
+    def guard(self) -> Guard | None:
+        """What holds the present mask; None before the first pruning."""
+        return self._live.guard
 
     @property
     def density(self) -> float:
@@ -192,7 +200,7 @@ class Run:
             self._stopped,
             self._best,
             self._pretrained,
-            self._trace,
+            partial(_traces, self._store, len(self._rounds)),
         )
 
     def log(self, **metrics: Any) -> None:
@@ -200,22 +208,11 @@ class Run:
         if not self._in_body:
             raise RuntimeError("run.log() notes metrics of an epoch; call it inside 'for epoch in run'")
         for name, value in metrics.items():
-            try:
-                self._log[-1][name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
-            except (TypeError, ValueError):
-                raise TypeError(f"metric {name!r} must be a number (got {type(value).__name__})") from None
+            self._log[-1][name] = number(name, value)
 
     def attach(self, optimizer: Optimizer, scheduler: Any = None) -> None:
         """Go on with a rebuilt optimizer (and scheduler): mask, recording and replay move over to it."""
-        self._optimizer = unwrap_optimizer(optimizer)
-        self._scheduler = scheduler or self._scheduler
-        if self.guard is not None:
-            self._protect()
-        for hook in (self._replay, self._recorder):
-            if hook is not None:
-                hook.attach(self._optimizer)
-        if self._movement is not None:
-            self._movement.watch(self._optimizer)
+        self._live.attach(optimizer, scheduler)
 
     def __iter__(self) -> Iterator[int]:
         if self._started:
@@ -233,9 +230,7 @@ class Run:
             self._end()
         finally:
             self._in_body = False
-            for hook in (self._replay, self._recorder):
-                if hook is not None:
-                    hook.remove()
+            self._live.unlisten()
             self._store.close()
 
     # ---- a round ---------------------------------------------------------------------------------------------------
@@ -245,20 +240,21 @@ class Run:
         epochs = range(0 if self.round == 0 else self._T - self._t, self._T)
         if self.round == 0 and self._pretrained:
             return
-        assert self._recorder is not None
+        recorder, replay = self._live.recorder, self._live.replay
+        assert recorder is not None
         for epoch in epochs[self._done :]:
             self.epoch = epoch
             if self.round == 0:
                 self._take_snapshots(epoch)
-            if self._replay is not None:
-                self._replay.start_epoch(self._done)
-            self._recorder.start_epoch()
-            before = self._recorder.steps
+            if replay is not None:
+                replay.start_epoch(self._done)
+            recorder.start_epoch()
+            before = recorder.steps
             self._log.append({})
             self._in_body = True
             yield epoch
             self._in_body = False
-            self._check_epoch(epoch, self._recorder.steps - before)
+            ranks.together(partial(self._check_epoch, epoch, recorder.steps - before))
             self._done += 1
             if self._progress is not None:
                 self._progress(self)
@@ -267,14 +263,17 @@ class Run:
     def _check_epoch(self, epoch: int, steps: int) -> None:
         if steps == 0:
             raise RuntimeError(
-                f"no step of the {type(self._optimizer).__name__} given to this Run was seen in epoch {epoch}; if your loop "
-                "builds its optimizer anew, hand it over with run.attach(optimizer)"
+                f"no step of the {type(self._live.optimizer).__name__} given to this Run was seen in epoch {epoch}; if your loop "
+                "builds its optimizer anew, hand it over with run.attach(optimizer); a GradScaler may have skipped them all "
+                "(begin with a smaller init_scale), and so may a loop over no batches"
             )
+        self._check_tensors(epoch)
         if self.guard is not None:
             self.guard.check()
-        if self._replay is None or self._recorded is None or self._steps_said:
+        replay = self._live.replay
+        if replay is None or self._recorded is None or self._steps_said:
             return
-        fewer = self._replay.remaining - self._replay.overrun
+        fewer = replay.remaining - replay.overrun
         if abs(fewer) > max(1, 0.01 * steps):  # GradScaler may skip a step now and then
             self._steps_said = True
             warnings.warn(
@@ -283,12 +282,25 @@ class Run:
                 stacklevel=3,
             )
 
+    def _check_tensors(self, epoch: int) -> None:
+        """Refuse a tensor that appears in training where a state without it is, or will be, put back."""
+        assert self._store is not None
+        new = sorted(persistent_tensors(self._live.model).keys() ^ self._tensors)
+        if new and (self._store.folder is not None or "model" in self._needs.get(0, ())):
+            raise RuntimeError(
+                f"{new[0]!r} was not in the model before epoch {epoch} (or is no longer), so the state before it cannot be put "
+                "back; a buffer that the first forward pass creates must be there when the run begins: run one batch first"
+            )
+
     def _close_round(self) -> None:
         """Note what the round was: its result, trace and mask."""
         assert self._store is not None
-        trace = EMPTY if self._recorder is None else self._recorder.trace()
+        recorder = self._live.recorder
+        trace = EMPTY if recorder is None else recorder.trace()
         if self.round == 0 and not self._pretrained:
             self._recorded = trace
+        # Rank 0's log is everybody's: each rank may have logged something else, or nothing.
+        self._log, self._before = ranks.from_first((self._log, self._before))
         metrics = self._log[-1] if self._log else self._before
         flops, sparse = self._flops(trace.steps)
         self._rounds.append(
@@ -307,9 +319,9 @@ class Run:
     def _is_over(self) -> bool:
         """Return whether no round follows; keep, or bring back, the last good round where a metric decides."""
         assert self._store is not None
-        until = self.plan.until
-        # Rank 0's metrics decide for all: each rank may have logged its own, or nothing.
-        metrics, original = ranks.from_first((self._rounds[-1].metrics, self._rounds[0].metrics))
+        until, metrics, original = self.plan.until, self._rounds[-1].metrics, self._rounds[0].metrics
+        if until.metric is not None:
+            until.measured(original, "the original run")  # said before a round is trained in vain
         if self.round and until.stopped_by(metrics, original):
             self._best = self.round - 1
             self._stopped = (
@@ -318,20 +330,18 @@ class Run:
                 f"the model has the weights of round {self._best} again"
             )
             good = self._store.fetch("good", self._best)
-            restore(State.from_plain(good["state"]), *self._live)
+            self._live.restore(State.from_plain(good["state"]))
             self._set_mask(Mask.from_plain(good["mask"]))
             return True
         self._best = self.round
         if until.metric is not None:
-            state = capture(*self._live, parts=("model", "optimizer", "clock", "extras"))
+            state = self._live.capture(("model", "optimizer", "clock", "extras"))
             self._store.keep("good", self.round, {"state": state.to_plain(), "mask": self.mask.to_plain()})
         return self.round >= self.plan.rounds
 
     def _end(self) -> None:
         assert self._store is not None
         self._finished = True
-        if self._movement is not None:
-            self._movement.remove()
         if self._store.folder is not None:
             self._store.folder.write_json("result.json", self.result.to_dict())
 
@@ -344,18 +354,18 @@ class Run:
         density = self.plan.kept[following - 1] / self.plan.size
         allocation = self.plan.by_tensor[following - 1] if self.plan.by_tensor else self._how["allocation"]
         evidence = self._make_evidence(following)
-        mask = prune(
-            self._model, density, criterion=self._how["criterion"], pattern=self._how["pattern"],
+        mask = ranks.together(lambda: prune(
+            self._live.model, density, criterion=self._how["criterion"], pattern=self._how["pattern"],
             allocation=allocation, scope=self._scope, mask=self.mask, evidence=evidence, example=self._example,
-        )  # fmt: skip
+        ))  # fmt: skip
         mask = Mask.from_plain(ranks.from_first(mask.to_plain())) if ranks.world_size() > 1 else mask
-        self._damage = damage_of(self._model, self.mask, mask)
+        self._damage = damage_of(self._live.model, self.mask, mask)
         # A technique that cannot go on (a last lr of zero) is refused here, before anything of the round is done.
         trace = self._retraining_trace()
         self.round, self._done, self._log = following, 0, []
         self._rewind()
         self._set_mask(mask)
-        self._before = self._evaluated()
+        self._before = ranks.together(lambda: self._live.evaluated(self._evaluate))
         collapsed = [name for name, count in mask.counts.items() if count == 0]
         if collapsed:
             warnings.warn(
@@ -363,50 +373,22 @@ class Run:
                 "'erk' or 'lamp' spreads the pruning more evenly",
                 stacklevel=3,
             )
-        self._listen(trace)
+        self._live.listen(trace)
 
     def _rewind(self) -> None:
         """Apply the weights row of the table; the clock goes back to T-t in every one."""
         assert self._store is not None
         for epoch, parts in self._needs.items():
             state = State.from_plain(self._store.fetch("rewind" if epoch else "initial", epoch))
-            wanted = {part: getattr(state, part) for part in parts}
-            restore(State(**wanted), *self._live)
+            self._live.restore(State(**{part: getattr(state, part) for part in parts}))
         if self.technique.weights == "fresh":
-            self._initialize(self._model, self._seed * 1_000_003 + self.round)
-            self._restart_copies()
+            self._live.draw_fresh(self._initialize, self._seed_of(self.round))
         if self.technique.state_rule == "fresh":
-            self._optimizer.state.clear()
-
-    def _restart_copies(self) -> None:
-        """Let averages of the weights begin anew from fresh weights."""
-        for copy in self._copies:
-            copy.load_state_dict(unwrap_model(self._model).state_dict())
-        for extra in self._extras:
-            if isinstance(extra, torch.optim.swa_utils.AveragedModel):
-                extra.n_averaged.zero_()
+            self._live.forget_slots()
 
     def _set_mask(self, mask: Mask) -> None:
         self.mask = mask
-        self._protect()
-
-    def _protect(self) -> None:
-        """Guard the weights under the present mask, and let EMA copies and other extra modules obey it."""
-        if self.guard is not None:
-            self.guard.remove()
-        self.guard = Guard(self._optimizer, self._model, self.mask)
-        for copy in self._copies:
-            self.mask.apply_(copy)
-
-    def _listen(self, trace: Trace | None) -> None:
-        """Replay ``trace`` if any, and record: the recorder comes last, so that it writes down what a step really uses."""
-        for hook in (self._replay, self._recorder):
-            if hook is not None:
-                hook.remove()
-        self._replay = None if trace is None else Replay(self._optimizer, trace)
-        self._recorder = Recorder(self._optimizer)
-        if self._movement is not None:
-            self._movement.watch(self._optimizer)
+        self._live.protect(mask)
 
     def _retraining_trace(self) -> Trace | None:
         if self._t == 0:
@@ -418,58 +400,51 @@ class Run:
 
     def _make_evidence(self, following: int) -> Evidence:
         if self._evidence is not None:
-            return self._evidence(self._model, self._scope)
-        return Evidence(
-            self._model, self._scope, movement=self._movement, seed=self._seed * 1_000_003 + following
-        )
+            return self._evidence(self._live.model, self._scope)
+        live = self._live
+        return Evidence(live.model, self._scope, movement=live.movement, seed=self._seed_of(following))
+
+    def _seed_of(self, round: int) -> int:
+        return (self._seed * 1_000_003 + round) % 2**63  # torch takes no larger ones
 
     # ---- state -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _live(self) -> tuple[nn.Module, Optimizer, Any, tuple[Any, ...]]:
-        return self._model, self._optimizer, self._scheduler, self._extras
 
     def _take_snapshots(self, epoch: int) -> None:
         parts = self._needs.get(epoch)
         if parts is not None:
             assert self._store is not None
-            self._store.keep(
-                "rewind" if epoch else "initial", epoch, capture(*self._live, parts=parts).to_plain()
-            )
+            state = self._live.capture(parts)
+            self._store.keep("rewind" if epoch else "initial", epoch, state.to_plain())
 
     def _open(self) -> None:
         """Go on from the newest intact state, or begin."""
         assert self._store is not None
         content = self._store.newest()
         if content is None:
-            self._listen(None)
-            if self._pretrained:
+            if not self._pretrained:
+                self._live.listen(None)
+            else:
                 for epoch in self._needs:
                     self._take_snapshots(epoch)
-                self._before = self._evaluated()
-                self._recorder.remove()  # type: ignore[union-attr]
-                self._recorder = None
+                self._before = ranks.together(lambda: self._live.evaluated(self._evaluate))
             self._save(force=True)
             return
         progress = content["progress"]
         self.round, self._done = progress["round"], progress["done"]
+        self._best = max(0, self.round - 1)
         self._rounds = [Round.from_dict(r) for r in progress["rounds"]]
         self._log, self._before = [dict(entry) for entry in progress["log"]], dict(progress["before"])
         self._damage = Damage(*progress["damage"])
-        restore(State.from_plain(content["state"]), *self._live)
+        self._live.restore(State.from_plain(content["state"]))
+        if self.round == 0 and self._pretrained:
+            return
+        if self.round and not self._pretrained:
+            self._recorded = Trace.from_plain(self._store.trace(0))
         if self.round:
-            if not self._pretrained:
-                self._recorded = Trace.from_plain(self._store.trace(0))
             self._set_mask(Mask.from_plain(progress["mask"]))
-            self._listen(self._retraining_trace())
-        else:
-            self._listen(None)
-        assert self._recorder is not None
-        if self._pretrained and self.round == 0:
-            self._recorder.remove()
-            self._recorder = None
-        elif progress["trace"] is not None:
-            self._recorder.load(Trace.from_plain(progress["trace"]))
+        self._live.listen(self._retraining_trace() if self.round else None)
+        assert self._live.recorder is not None
+        self._live.recorder.load(Trace.from_plain(progress["trace"]))
 
     def _save(self, force: bool = False) -> None:
         """Write a state to go on from, if one is due; the last two epochs of a run always are (``rewound verify``)."""
@@ -483,8 +458,9 @@ class Run:
         self._store.save_newest(number, self._content, force)
 
     def _content(self) -> dict[str, Any]:
+        recorder = self._live.recorder
         return {
-            "state": capture(*self._live).to_plain(),
+            "state": self._live.capture().to_plain(),
             "progress": {
                 "round": self.round,
                 "done": self._done,
@@ -493,36 +469,26 @@ class Run:
                 "before": self._before,
                 "damage": [self._damage.relative_norm, self._damage.pruned],
                 "mask": self.mask.to_plain() if self.round else None,
-                "trace": None if self._recorder is None else self._recorder.trace().to_plain(),
+                "trace": None if recorder is None else recorder.trace().to_plain(),
             },
         }
-
-    def _trace(self) -> Trace:
-        """The traces of all finished rounds, one after the other."""
-        if self._store is None or not self._rounds:
-            raise RuntimeError("no round is finished yet, so there is no trace to show")
-        return joined(Trace.from_plain(self._store.trace(r.index)) for r in self._rounds)
-
-    def _scoped(self) -> Iterator[tuple[str, nn.Parameter]]:
-        parameters = parameters_by_name(self._model)
-        return ((name, parameters[name]) for name in self._scope.names)
-
-    def _evaluated(self) -> dict[str, float]:
-        if self._evaluate is None:
-            return {}
-        training, rng = self._model.training, rng_state()
-        metrics = {name: float(value) for name, value in self._evaluate(self._model).items()}
-        self._model.train(training)
-        set_rng_state(rng)  # measuring must not change what is trained
-        return metrics
 
     def _flops(self, steps: int) -> tuple[float | None, float | None]:
         if self._example is None:
             return None, None
         if self._flops_of_step is None:
-            self._flops_of_step = cost.training_flops(self._model, self._example)
+            self._flops_of_step = cost.training_flops(self._live.model, self._example)
         mask = self.mask if self.round else None
         sparse = (
-            self._flops_of_step if mask is None else cost.training_flops(self._model, self._example, mask)
+            self._flops_of_step
+            if mask is None
+            else cost.training_flops(self._live.model, self._example, mask)
         )
         return steps * self._flops_of_step, steps * sparse
+
+
+def _traces(store: Store | None, rounds: int) -> Trace:
+    """The traces of the first rounds, one after the other. Not a method: a kept result must not keep the model alive."""
+    if store is None or rounds == 0:
+        raise RuntimeError("no round is finished yet, so there is no trace to show")
+    return joined(Trace.from_plain(store.trace(index)) for index in range(rounds))

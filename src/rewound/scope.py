@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rewound.parameters import local, named_modules, parameters_by_name, tied_names
+from rewound.spelling import closest
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _WHOLE_WEIGHT = (
@@ -309,7 +309,7 @@ def _matches(found: dict[str, _Finding], pattern: str, model: nn.Module) -> list
     if any(name == pattern for name, _ in named_modules(model)):
         hint = f"; it is a module: write {pattern + '.*'!r}"
     else:
-        near = difflib.get_close_matches(pattern, list(found), n=3, cutoff=0.4)
+        near = closest(pattern, found, count=3)
         hint = f"; nearest: {', '.join(map(repr, near or list(found)[:3]))}"
     raise ValueError(f"scope: no parameter matches {pattern!r}{hint}")
 

@@ -301,7 +301,7 @@ def _refuse_nan(source: _Source, where: slice, piece: Tensor, able: Tensor | Non
         )
         raise ValueError(
             f"{bad:,} of {source.size:,} scores of {source.name!r} are NaN: "
-            "look for NaN in its weights or gradients"
+            "look for NaN in its weights or gradients (a training that diverged leaves them: try a smaller lr)"
         )
 
 

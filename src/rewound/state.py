@@ -63,6 +63,8 @@ def capture(
     taken: dict[str, Any] = {}
     if "model" in parts:
         taken["model"] = {name: plain(t, name) for name, t in persistent_tensors(model).items()}
+        for name, module in _with_extra_state(model).items():
+            taken["model"][name] = plain(module.get_extra_state(), name)
     if "optimizer" in parts:
         taken["optimizer"] = _slots(optimizer)
     if "clock" in parts:
@@ -82,7 +84,10 @@ def capture(
 def restore(
     state: State, model: nn.Module, optimizer: Optimizer, scheduler: Any = None, extras: Sequence[Any] = ()
 ) -> None:
-    """Write every part that ``state`` has back into the live objects, in place. The state stays untouched."""
+    """Write every part that ``state`` has back into the live objects, in place. The state stays untouched.
+
+    Raises ``ValueError``, before the model is touched, where it has other tensors, shapes or dtypes than the state.
+    """
     optimizer = unwrap_optimizer(optimizer)
     if state.model is not None:
         _restore_model(state.model, model)
@@ -100,13 +105,16 @@ def restore(
 
 
 def plain(value: Any, where: str) -> Any:
-    """Return a deep copy made of tensors on the CPU, numbers, strings, None, lists, tuples and dicts only."""
+    """Return a deep copy made of tensors on the CPU, numbers, strings, None, lists, tuples and dicts only.
+
+    :func:`revived` gives back the arrays of numpy among them, which are noted as such.
+    """
     if isinstance(value, Tensor):
         return local(value).detach().to("cpu", copy=True).contiguous()
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return {_ARRAY: torch.from_numpy(np.array(value))}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -123,6 +131,22 @@ def plain(value: Any, where: str) -> Any:
         f"{where} is a {type(value).__name__}, which cannot be stored without pickled code; let its state_dict() give "
         "tensors, numbers, strings, lists and dicts"
     )
+
+
+_ARRAY = "numpy.ndarray"
+
+
+def revived(value: Any) -> Any:
+    """Return a deep copy of what :func:`plain` gave, its arrays being arrays again."""
+    if isinstance(value, Mapping):
+        if value.keys() == {_ARRAY}:
+            return np.array(value[_ARRAY].numpy())
+        copied = {k: revived(v) for k, v in value.items()}
+        return collections.Counter(copied) if isinstance(value, collections.Counter) else copied
+    if isinstance(value, (list, tuple)):
+        items = [revived(v) for v in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def rng_state() -> dict[str, Any]:
@@ -152,25 +176,48 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 def persistent_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the live parameters and persistent buffers by canonical name, a shared tensor once."""
     module = unwrap_model(model)
-    stored = {canonical(name) for name in module.state_dict()}
-    live = {canonical(name): t for name, t in module.named_parameters()}
-    live.update({canonical(n): b for n, b in module.named_buffers() if canonical(n) in stored})
+    live: dict[str, Tensor] = {canonical(name): t for name, t in module.named_parameters()}
+    transient = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        for name in part._non_persistent_buffers_set
+    }
+    live.update({canonical(n): b for n, b in module.named_buffers() if n not in transient})
     return live
 
 
-def _restore_model(saved: Mapping[str, Tensor], model: nn.Module) -> None:
-    live = persistent_tensors(model)
-    if live.keys() != saved.keys():
-        odd = sorted(live.keys() ^ saved.keys())
-        raise ValueError(f"the model and the stored state differ in {len(odd)} tensors (first: {odd[0]!r})")
+def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that keep something besides tensors (``get_extra_state``), by canonical name."""
+    return {
+        canonical(f"{name}._extra_state".lstrip(".")): module
+        for name, module in unwrap_model(model).named_modules()
+        if getattr(type(module), "get_extra_state", None) is not nn.Module.get_extra_state
+    }
+
+
+def _restore_model(saved: Mapping[str, Any], model: nn.Module) -> None:
+    live, more = persistent_tensors(model), _with_extra_state(model)
+    odd = sorted((live.keys() | more.keys()) ^ saved.keys())
+    if odd:
+        where = "stored state" if odd[0] in saved else "model"
+        raise ValueError(
+            f"the model and the stored state differ in {len(odd)} tensors (first: {odd[0]!r}, only in the {where}); build "
+            "the model as it was when the run began, and if a first forward pass creates it, run one before the run begins"
+        )
+    for name, tensor in live.items():  # all are looked at before any is written
+        part, kept = local(tensor), saved[name]
+        if part.shape != kept.shape:
+            raise ValueError(f"{name!r} has shape {tuple(part.shape)}, its stored state {tuple(kept.shape)}")
+        if part.dtype != kept.dtype:
+            raise ValueError(
+                f"{name!r} is of {part.dtype}, its stored state of {kept.dtype}; build the model in the dtype in which the "
+                "run began, or start another run"
+            )
     with torch.no_grad():
         for name, tensor in live.items():
-            part = local(tensor)
-            if part.shape != saved[name].shape:
-                raise ValueError(
-                    f"{name!r} has shape {tuple(part.shape)}, its stored state {tuple(saved[name].shape)}"
-                )
-            part.copy_(saved[name])
+            local(tensor).copy_(saved[name])
+    for name, module in more.items():
+        module.set_extra_state(revived(saved[name]))
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -178,14 +225,14 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _slots(optimizer: Optimizer) -> dict[str, Any]:
-    """Optimizer state by position of the parameter. Devices are kept: Adam's step counter lives on the CPU."""
+    """Optimizer state by position of the parameter, and what of it lies on the CPU, as Adam's step counter does."""
     slots: dict[str, Any] = {"by_parameter": {}, "other": {}}
     index = {p: i for i, p in enumerate(_parameters(optimizer))}
     for key, value in optimizer.state.items():
         if key in index:
             i = index[key]
             slots["by_parameter"][i] = {
-                k: {"value": plain(v, f"optimizer.state[{i}][{k!r}]"), "device": _device(v)}
+                k: {"value": plain(v, f"optimizer.state[{i}][{k!r}]"), "device": _device(v, key)}
                 for k, v in value.items()
             }
         else:
@@ -202,17 +249,27 @@ def _restore_slots(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
         p = parameters[int(i)]
         old = previous.get(id(p), {})
         optimizer.state[p] = {k: _revive(v["value"], v["device"], p, old.get(k)) for k, v in values.items()}
-    optimizer.state.update(plain(saved["other"], "optimizer.state"))
+    optimizer.state.update(revived(saved["other"]))
+
+
+def forget_slots(optimizer: Optimizer) -> None:
+    """Give the optimizer the state of a new one."""
+    optimizer.state.clear()
+    if isinstance(
+        optimizer, torch.optim.Adagrad
+    ):  # it makes its state when it is built (torch < 2.8: only then)
+        fresh = torch.optim.Adagrad([dict(group) for group in optimizer.param_groups], **optimizer.defaults)
+        optimizer.state.update(fresh.state)
 
 
 def _revive(value: Any, device: str | None, p: Tensor, old: Any) -> Any:
     if not isinstance(value, Tensor):
-        return plain(value, "optimizer.state")
+        return revived(value)
     if isinstance(old, Tensor) and local(old).shape == value.shape and old.dtype == value.dtype:
         with torch.no_grad():
             local(old).copy_(value)  # the same tensor: CUDA graphs and compiled steps hold on to it
         return old
-    fresh = value.to(device or "cpu", copy=True)
+    fresh = value.to(device or local(p).device, copy=True)
     if hasattr(p, "to_local") and value.shape == local(p).shape:
         from torch.distributed.tensor import DTensor
 
@@ -222,8 +279,12 @@ def _revive(value: Any, device: str | None, p: Tensor, old: Any) -> Any:
     return fresh
 
 
-def _device(value: Any) -> str | None:
-    return str(value.device) if isinstance(value, Tensor) else None
+def _device(value: Any, p: Tensor) -> str | None:
+    """None where a slot lies with its parameter, on whatever device a later process may have it."""
+    if not isinstance(value, Tensor):
+        return None
+    counter = value.ndim == 0 and value.device.type == "cpu"  # stays there when the parameters move
+    return str(value.device) if counter or value.device != p.device else None
 
 
 def _options(group: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -237,9 +298,9 @@ def _restore_clock(saved: Mapping[str, Any], optimizer: Optimizer, scheduler: An
             if isinstance(present, Tensor):
                 present.fill_(value.item() if isinstance(value, Tensor) else value)
             else:
-                group[key] = plain(value, key)
+                group[key] = revived(value)
     if saved["scheduler"] is not None and scheduler is not None:
-        scheduler.load_state_dict(plain(saved["scheduler"], "scheduler"))
+        scheduler.load_state_dict(revived(saved["scheduler"]))
 
 
 def _extra_state(extra: Any) -> Any:
@@ -250,4 +311,4 @@ def _restore_extra(saved: Any, extra: Any) -> None:
     if isinstance(extra, torch.Generator):
         extra.set_state(saved.clone())
     else:
-        extra.load_state_dict(plain(saved, "extras"))
+        extra.load_state_dict(revived(saved))

@@ -27,40 +27,42 @@ class Store:
         self._last_cost = 0.0
         self._last_time = -float("inf")
         if path is not None:
-            self.folder = Folder(path, ranks.rank())
             try:
-                self._claim(configuration)
+                ranks.together(lambda: self._enter(path))
+                begun = ranks.from_first(ranks.together(lambda: self._claim(configuration)))
+                self._content = self._newest()
             except BaseException:
                 self.close()
                 raise
+            if begun and self._content is None:
+                warnings.warn(
+                    f"{str(path)!r} holds no intact state; the run starts from the beginning", stacklevel=4
+                )
 
-    def _claim(self, configuration: Mapping[str, Any]) -> None:
-        """Claim the folder on rank 0 and tell every rank the outcome, so that none is left waiting for the others."""
+    def _enter(self, path: Any) -> None:
+        self.folder = Folder(path, ranks.rank())
+
+    def _claim(self, configuration: Mapping[str, Any]) -> bool:
+        """Claim the folder (rank 0 does, for all) and return whether a run had begun in it."""
         assert self.folder is not None
-        begun, refused = False, None
-        if ranks.rank() == 0:
-            begun = self.folder.configuration is not None
-            try:
-                self.folder.claim(configuration, replaceable=self._replaceable)
-            except ValueError as error:
-                refused = str(error)
-        begun, refused = ranks.from_first((begun, refused))
-        if refused is not None:
-            raise ValueError(refused)
-        self._content = self._newest()
-        if begun and self._content is None:
-            warnings.warn(
-                f"{str(self.folder.path)!r} holds no intact state; the run starts from the beginning",
-                stacklevel=5,
-            )
+        if ranks.rank() != 0:
+            return False
+        begun = self.folder.configuration is not None
+        self.folder.claim(configuration, replaceable=self._replaceable)
+        return begun
 
     def _replaceable(self) -> tuple[str, ...]:
         """While only the original run has been trained, another technique that needs the same snapshots may go on."""
-        content = self._newest()
-        return ("technique",) if content is not None and content["progress"]["round"] == 0 else ()
+        assert self.folder is not None
+        numbers = self.folder.state_numbers(
+            "epoch"
+        )  # rank 0's own: it asks alone, the others wait for its answer
+        round = self.folder.load_state("epoch", numbers[0])["progress"]["round"] if numbers else None
+        return ("technique",) if round == 0 else ()
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in, and let the snapshots in memory go: a run is iterated once. Traces stay."""
+        self._memory.clear()
         if self.folder is not None:
             self.folder.close()
 
@@ -73,7 +75,8 @@ class Store:
         assert self.folder is not None
         offered = ranks.gathered(self.folder.state_numbers("epoch"))
         common = set(offered[0]).intersection(*offered[1:])
-        return self.folder.load_state("epoch", max(common)) if common else None
+        folder = self.folder
+        return ranks.together(lambda: folder.load_state("epoch", max(common))) if common else None
 
     def save_newest(self, number: int, content: Callable[[], Mapping[str, Any]], force: bool = False) -> None:
         """Write a state to go on from, if one is due: the time since the last one has paid for it."""
@@ -82,23 +85,27 @@ class Store:
         due = time.monotonic() - self._last_time >= self._last_cost / SHARE_OF_TIME
         if not ranks.from_first(force or due):
             return
-        start = time.monotonic()
-        self.folder.save_state("epoch", number, content(), keep=2)
-        ranks.barrier()  # no rank runs ahead of the others by more than one state
+        folder, start = self.folder, time.monotonic()
+        # No rank runs ahead of the others by more than one state.
+        ranks.together(lambda: folder.save_state("epoch", number, content(), keep=2))
         self._last_time = time.monotonic()
         self._last_cost = self._last_time - start
 
     def keep(self, kind: str, number: int, content: Mapping[str, Any]) -> None:
         """Keep a snapshot; of each kind only the newest (``rewind`` snapshots are told apart by their kind)."""
-        if self.folder is not None:
-            self.folder.save_state(kind, number, content)
-        else:
+        if self.folder is None:
             self._memory = {key: value for key, value in self._memory.items() if key[0] != kind}
             self._memory[kind, number] = content
+            return
+        folder = self.folder
+        ranks.together(lambda: folder.save_state(kind, number, content))
 
     def fetch(self, kind: str, number: int) -> Mapping[str, Any]:
         """Return a snapshot."""
-        return self._memory[kind, number] if self.folder is None else self.folder.load_state(kind, number)
+        if self.folder is None:
+            return self._memory[kind, number]
+        folder = self.folder
+        return ranks.together(lambda: folder.load_state(kind, number))
 
     def finish_round(
         self, index: int, trace: Mapping[str, Any], mask: Mapping[str, Any] | None, result: Any
@@ -107,11 +114,15 @@ class Store:
         if self.folder is None:
             self._traces[index] = trace
             return
-        self.folder.save_round(index, "trace", trace)
-        if mask is not None:
-            self.folder.save_round(index, "mask", mask)
-        self.folder.write_json("result.json", result)
-        ranks.barrier()  # rank 0 wrote for all, and any of them may read it next
+        folder = self.folder
+
+        def write() -> None:
+            folder.save_round(index, "trace", trace)
+            if mask is not None:
+                folder.save_round(index, "mask", mask)
+            folder.write_json("result.json", result)
+
+        ranks.together(write)  # rank 0 wrote for all, and any of them may read it next
 
     def trace(self, index: int) -> Mapping[str, Any]:
         """Return a finished round's trace."""

@@ -14,13 +14,13 @@ hashable, written as text ("lr-rewinding:36ep"). Rows and columns combine freely
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rewound.lr_rules import LR_RULES, Damage, constant
+from rewound.spelling import unknown
 from rewound.trace import Trace
 
 # weights rule -> (how it is printed, what becomes of the optimizer's state unless told otherwise).
@@ -130,10 +130,14 @@ class Technique:
             options.append(str(self.optimizer_state))
         return self.name + (":" + ",".join(options) if options else "")
 
-    def __repr__(self) -> str:
+    @property
+    def told(self) -> str:
+        """The text, and the cell of the table in words."""
         t = "" if self.epochs is None else f", t = {self.epochs} epochs"
-        cell = f"{WEIGHTS[self.weights][0]} x {LR[self.lr]}"
-        return f"Technique({self}: {cell}{t}, optimizer {self.state_rule})"
+        return f"{self}: {WEIGHTS[self.weights][0]} x {LR[self.lr]}{t}, optimizer {self.state_rule}"
+
+    def __repr__(self) -> str:
+        return f"Technique({self.told})"
 
 
 def fine_tuning(epochs: int | None = None, *, lr: float | None = None) -> Technique:
@@ -201,7 +205,7 @@ def parse_technique(text: str | Technique) -> Technique:
     if cell is None:
         weights, _, lr = name.strip().partition("x")
         if weights not in WEIGHTS or lr not in LR:
-            raise ValueError(_unknown("technique", name.strip(), NAMES))
+            raise ValueError(unknown("technique", name.strip(), NAMES))
         cell = (weights, lr)
     technique = Technique(*cell)
     for option in filter(None, (o.strip() for o in options.split(","))):
@@ -223,10 +227,4 @@ def parse_technique(text: str | Technique) -> Technique:
 
 def _one_of(field: str, value: str, known: Mapping | tuple) -> None:
     if value not in known:
-        raise ValueError(_unknown(field, value, known))
-
-
-def _unknown(field: str, value: object, known: Mapping | tuple) -> str:
-    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {field} {value!r}{hint}; known: {', '.join(known)}"
+        raise ValueError(unknown(field, value, known))

@@ -46,7 +46,12 @@ class Trace:
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "epoch_starts", tuple(int(s) for s in self.epoch_starts))
+        starts = tuple(int(s) for s in self.epoch_starts)
+        if starts[:1] != (0,) or list(starts) != sorted(starts) or starts[-1] > len(values):
+            raise ValueError(
+                f"'epoch_starts' must begin with 0, rise, and stay within the {len(values):,} steps (got {starts})"
+            )
+        object.__setattr__(self, "epoch_starts", starts)
 
     @property
     def steps(self) -> int:
@@ -157,14 +162,27 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def scheduled(optimizer: Optimizer) -> tuple[str, ...]:
+    """Return the hyper-parameters that every group of ``optimizer`` has; ``ValueError`` where lr is not among them."""
+    groups = [hyper_parameters(group) for group in optimizer.param_groups]
+    names = tuple(name for name in groups[0] if all(name in group for group in groups))
+    if "lr" not in names:
+        raise ValueError(
+            f"this {type(optimizer).__name__} has no learning rate to record: 'lr' is no number in some parameter group "
+            f"(got {[group.get('lr') for group in optimizer.param_groups]!r}); give it one, and a scheduler if it varies"
+        )
+    return names
+
+
 EMPTY = Trace(np.zeros((0, 1, 1)), ("lr",))
 
 
 def held(optimizer: Optimizer, epochs: int, lr: float | None = None) -> Trace:
     """Return what ``optimizer`` has now, or ``lr`` in its place, as a trace of one row an epoch."""
     optimizer = unwrap_optimizer(optimizer)
-    names = tuple(hyper_parameters(optimizer.param_groups[0]))
-    row = [list(hyper_parameters(group).values()) for group in optimizer.param_groups]
+    names = scheduled(optimizer)
+    flat = [hyper_parameters(group) for group in optimizer.param_groups]
+    row = [[group[name] for name in names] for group in flat]
     trace = Trace(
         np.array([row] * epochs).reshape(epochs, len(row), len(names)), names, tuple(range(epochs)) or (0,)
     )
@@ -186,7 +204,7 @@ class Recorder:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = unwrap_optimizer(optimizer)
-        self.names = tuple(hyper_parameters(self._optimizer.param_groups[0]))
+        self.names = scheduled(self._optimizer)
         self._groups = len(self._optimizer.param_groups)
         self._values = array("d")
         self._starts: list[int] = []
@@ -225,11 +243,19 @@ class Recorder:
                 f"the recording has {trace.values.shape[1]} groups of {trace.names}; "
                 f"this optimizer has {self._groups} of {self.names}"
             )
-        self._values = array("d", trace.values.ravel().tolist())
+        self._values = array("d", trace.values.tobytes())
         self._starts = list(trace.epoch_starts) if trace.steps or trace.epochs > 1 else []
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Go on with another optimizer of the same groups and hyper-parameters."""
+        """Go on with another optimizer of the same groups and hyper-parameters; ``ValueError`` where it has others."""
+        inner = unwrap_optimizer(optimizer)
+        absent = [name for name in self.names if name not in scheduled(inner)]
+        if absent or len(inner.param_groups) != self._groups:
+            lacks = f", and lacks {', '.join(absent)}" if absent else ""
+            raise ValueError(
+                f"the recording has {self._groups} parameter groups of {', '.join(self.names)}; this "
+                f"{type(inner).__name__} has {len(inner.param_groups)}{lacks}. Attach an optimizer of the same kind and groups"
+            )
         self._handle.remove()
         self._optimizer = unwrap_optimizer(optimizer)
         self._handle = self._optimizer.register_step_pre_hook(self._record)
@@ -264,7 +290,8 @@ class Replay:
             )
         for name in trace.names:
             _require_key(self._optimizer, name)
-        self._rows = np.broadcast_to(trace.values, (trace.steps, groups, len(trace.names))).tolist()
+        # Kept as numbers, and made lists of row by row: as lists, long schedules of many groups take gigabytes.
+        self._rows = np.broadcast_to(trace.values, (trace.steps, groups, len(trace.names)))
         self._handle = self._optimizer.register_step_pre_hook(self._set)
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -276,7 +303,7 @@ class Replay:
         """Go to the first row of the ``index``-th epoch of the trace (from 0) and show it in the optimizer."""
         self._row, self._end, self.overrun = self._trace.epoch_starts[index], self._ends[index], 0
         if self._row < self._trace.steps:
-            _write(self._optimizer, self._setters, self._rows[self._row])
+            _write(self._optimizer, self._setters, self._rows[self._row].tolist())
 
     @property
     def remaining(self) -> int:
@@ -290,7 +317,7 @@ class Replay:
         else:  # a longer epoch than the recorded one holds the epoch's last row
             row = self._end - 1
             self.overrun += 1
-        _write(optimizer, self._setters, self._rows[row])
+        _write(optimizer, self._setters, self._rows[row].tolist())
 
     def remove(self) -> None:
         """Stop replaying; the optimizer keeps the values of the last step."""

@@ -53,6 +53,20 @@ def make_results():
     return make
 
 
+@pytest.fixture
+def make_control(make_results):
+    """Return a function to the results of a dense control: three rounds at density 1, better from 0.7 to 0.9."""
+
+    def make():
+        results = make_results({"lr-rewinding": 0.0}, rounds=3, noise=0.0)
+        for arm in results["arms"]:
+            for done, value in zip(arm["rounds"], (0.7, 0.8, 0.9)):
+                done.update(density=1.0, metrics={"accuracy": value})
+        return results
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def finished_experiment(tmp_path_factory):
     """Return the folder of a small finished experiment; copy it before changing anything."""

@@ -30,7 +30,7 @@ def test_where_lower_is_better_the_lowest_comes_first(make_results):
     )  # both rise, a the most
     first, second, third = findings(results)
     assert first.index(" b ") < first.index(" a ")
-    assert second.startswith("There every seed of the better")
+    assert second == "There every seed of b beats every seed of a."
     of_b, of_a = third.rpartition("density ")[2].rstrip(".").split(", ")
     assert float(of_b.removesuffix(" with b")) < float(of_a.removesuffix(" with a"))
 
@@ -57,6 +57,41 @@ def test_beating_the_original_run_is_put_down_to_longer_training(make_results):
     assert sentences[-1].startswith(
         "That lr-rewinding ends better than the original run may be its longer training"
     )
+
+
+def test_one_seed_has_no_median(make_results):
+    says = " ".join(findings(make_results({"lr-rewinding": 0.0}, seeds=1)))
+    assert "median" not in says
+    assert (
+        "It stays within 0.01 of the original run's accuracy down to density 0.107 with lr-rewinding." in says
+    )
+
+
+def test_a_dense_control_is_compared_with_its_own_original_run(make_control):
+    (says,) = findings(make_control())
+    assert says == (
+        "Nothing was pruned: this is a dense control. After its last round the validation accuracy is "
+        "lr-rewinding 0.900 (original run: 0.700)."
+    )
+
+
+def test_runs_that_share_no_density_below_1_are_not_compared(make_results):
+    results = make_results({"a": 0.1, "b": 0.1}, rounds=3)
+    for arm in results["arms"]:
+        arm["best"] = 0 if arm["technique"] == "a" else 2
+    assert findings(results) == [
+        "No density below 1 was reached by every run, so there is none to compare at; they ended at: a 1, b 0.64."
+    ]
+
+
+def test_a_metric_that_never_was_a_number_is_said(make_results):
+    results = make_results()
+    for arm in results["arms"]:
+        for done in arm["rounds"]:
+            done["metrics"] = {"accuracy": None}
+    assert findings(results) == [
+        "The validation accuracy was no number in any round, so nothing can be said."
+    ]
 
 
 def test_nothing_finished_nothing_said(make_results):

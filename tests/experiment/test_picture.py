@@ -26,6 +26,17 @@ def test_nothing_finished_is_an_error(make_results, tmp_path):
         draw(results, tmp_path / "a.png")
 
 
+def test_a_control_that_pruned_nothing_is_no_line(make_control, tmp_path):
+    with pytest.raises(ValueError, match="no arm finished with a pruned network"):
+        draw(make_control(), tmp_path / "a.png")
+
+
+def test_thousandfold_ratios_are_written_out(make_results, tmp_path):
+    text = draw(make_results(rounds=41), tmp_path / "a.svg").read_text()
+    assert "7,692x" in text
+    assert "e+0" not in text
+
+
 def test_without_matplotlib_the_message_says_what_to_install(make_results, tmp_path, monkeypatch):
     original = builtins.__import__
 

@@ -22,7 +22,7 @@ from rewound.experiment.recipe import Recipe, differences, make_recipe, read_rec
         ({"data_order": "frsh"}, "'data_order' should be 'rewind' or 'fresh'"),
         ({"allocation": 3}, "'allocation' must be a name"),
         ({"techniques": [1]}, "'techniques' must be a text or a list of texts"),
-        ({"name": "../up"}, "'name'"),
+        ({"name": "../up"}, r"'name' may have letters, digits, blanks and _ \. - \(got '\.\./up'\)"),
     ],
 )
 def test_every_wrong_key_is_named_with_what_to_write_instead(data, says):
@@ -69,8 +69,9 @@ def test_an_override_without_key_or_value_is_refused(text):
 
 
 def test_an_override_cannot_reach_into_a_value():
-    with pytest.raises(ValueError, match="'task' is no table"):
-        make_recipe({"task": "digits"}, ["task.model=mlp"])
+    with pytest.raises(ValueError, match=r"'allocation' is no table here.*allocation='\{ fc = 0\.3 \}'"):
+        make_recipe({"allocation": "erk"}, ["allocation.fc=0.3"])
+    assert make_recipe({"allocation": "erk"}, ["allocation={ fc = 0.3 }"]).allocation == {"fc": 0.3}
 
 
 def test_toml_reads_back_to_an_equal_recipe(tmp_path):

@@ -1,6 +1,14 @@
 import pytest
 
-from rewound.experiment.statistics import Spread, common_densities, milestones, original, spreads
+from rewound.experiment.statistics import (
+    Spread,
+    common_densities,
+    controls,
+    last_densities,
+    milestones,
+    original,
+    spreads,
+)
 
 
 def test_spreads_are_median_and_range_over_seeds(make_results):
@@ -34,6 +42,14 @@ def test_the_round_that_a_metric_stopped_at_is_no_point_of_the_curve(make_result
     results = make_results({"lr-rewinding": 0.0}, seeds=1, rounds=5)
     results["arms"][0]["best"] = 3
     assert common_densities(results)[-1] == pytest.approx(0.8**3)
+
+
+def test_the_rounds_of_a_control_do_not_replace_its_original_run(make_control):
+    results = make_control()
+    assert original(results).median == 0.7
+    assert spreads(results)["lr-rewinding"][1.0].median == 0.7
+    assert controls(results)["lr-rewinding"].median == 0.9
+    assert last_densities(results)["lr-rewinding"].low == 1.0
 
 
 def test_milestones_keep_both_ends():

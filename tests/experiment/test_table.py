@@ -29,6 +29,32 @@ def test_one_seed_has_no_range_and_a_missing_cost_is_a_dash(make_results):
     assert table.rows[-1][2:] == ("-", "-", "-")
 
 
+def test_a_dense_control_has_a_row_of_its_own(make_control):
+    table = make_table(make_control())
+    assert table.rows[: table.rule] == (("1 (original)", "1x", "0.700"), ("1 (retrained)", "1x", "0.900"))
+    assert not any("control" in note for note in table.notes)
+
+
+def test_without_a_control_a_note_says_so_and_how_to_run_one(make_results):
+    (note,) = [note for note in make_table(make_results()).notes if "control" in note]
+    assert "no dense network trained for as many epochs is in this table" in note
+    assert "--set rate=0 --set 'until=10 rounds'" in note
+
+
+def test_runs_that_end_at_different_densities_say_where(make_results):
+    results = make_results(rounds=3)
+    for arm in results["arms"]:
+        arm["best"] = 2 - (arm["technique"] == "fine-tuning" and arm["seed"] == 0)
+    table = make_table(results)
+    assert table.rows[table.rule] == ("density", "at the end", "0.64 (0.64-0.8)", "0.64", "0.64")
+
+
+def test_a_collapsed_layer_is_told_under_the_table(make_results):
+    results = make_results()
+    results["arms"][0]["rounds"][5]["collapsed"] = ["fc.weight"]
+    assert any("In 1 run nothing survived of some tensor" in note for note in make_table(results).notes)
+
+
 def test_arms_that_failed_are_counted(make_results):
     results = make_results()
     results["arms"][0]["status"] = "failed"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rewound
-from rewound.tasks import drive, load_task, train_epoch
+from rewound.tasks import drive, first_batch, load_task, train_epoch
 from rewound.tasks.loop import before_retraining
 
 
@@ -27,6 +27,30 @@ def test_an_epoch_trains_and_steps_the_schedule_after_every_step():
     assert model.training
     assert scheduler.last_epoch == steps
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_an_epoch_of_other_steps_than_the_task_says_is_an_error():
+    task = small()
+    model = task.model(0)
+
+    class Short:
+        name, loss = task.name, staticmethod(task.loss)
+        steps_per_epoch = task.steps_per_epoch + 1
+        batches = staticmethod(task.batches)
+
+    with pytest.raises(ValueError, match=r"says steps_per_epoch = 6, and its batches\(0, 0, 0\) gave 5"):
+        train_epoch(Short(), model, task.optimizer(model), None, 0, seed=0)
+
+
+def test_a_task_without_a_batch_is_an_error():
+    class Empty:
+        name = "empty"
+
+        def batches(self, epoch, seed, round=0):
+            return iter(())
+
+    with pytest.raises(ValueError, match="task 'empty' has no data to train on"):
+        first_batch(Empty(), 0)
 
 
 def test_training_is_a_function_of_the_seed():

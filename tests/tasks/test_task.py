@@ -34,6 +34,11 @@ class Bare:
         return nn.Linear(1, 1)
 
 
+class Strict:
+    def __init__(self, size):
+        self.size = size
+
+
 value = 3
 """
 
@@ -78,7 +83,16 @@ def test_a_file_of_the_users(mine):
     [
         ("digit", {}, ValueError, "no task named 'digit': did you mean 'digits'"),
         ("zzz", {}, ValueError, "known are digits, digits-resnet"),
-        ("my_task.py", {}, ValueError, '"my_task.py:MyTask"'),
+        ("my_task.py", {}, ValueError, 'say which class in it, as in "my_task.py:MyTask"'),
+        ("my_task.py:zzz", {}, ValueError, "known are line, Bare, Strict"),
+        ("my_task.py:Strict", {}, ValueError, "needs the option 'size': give it under [task_options]"),
+        ("digits", {"lr": "abc"}, ValueError, "option 'lr' of task 'digits' must be a number (got 'abc')"),
+        ("digits", {"hidden": "abc"}, ValueError, "option 'hidden' of task 'digits' must be a list"),
+        ("digits", {"batch_size": 1.5}, ValueError, "must be a whole number (got 1.5)"),
+        ("digits", {"drop_last": 1}, ValueError, "must be true or false (got 1)"),
+        ("digits", {"epochs": True}, ValueError, "must be a whole number (got True)"),
+        ("fashion-mnist", {"lr": "abc"}, ValueError, "must be a number (got 'abc')"),
+        ("digits", {"place": "here"}, ValueError, "has no option 'place'"),
         ("other.py:line", {}, FileNotFoundError, "no file 'other.py'"),
         ("my_task.py:lin", {}, ValueError, "no 'lin' in my_task.py: did you mean 'line'"),
         ("my_task.py:value", {}, TypeError, "must be a class or a function that makes a task"),

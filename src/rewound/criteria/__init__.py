@@ -7,7 +7,6 @@ name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from rewound.criteria.magnitude import magnitude
 from rewound.criteria.movement import movement
 from rewound.criteria.random import random
 from rewound.evidence import Evidence
+from rewound.spelling import unknown
 
 Criterion: TypeAlias = Callable[[Evidence], Mapping[str, Tensor]]
 
@@ -39,9 +39,5 @@ def as_criterion(criterion: str | Criterion) -> Criterion:
     if callable(criterion):
         return criterion
     if criterion not in CRITERIA:
-        near = difflib.get_close_matches(str(criterion), CRITERIA, n=1)
-        raise ValueError(
-            f"unknown criterion {criterion!r}{f': did you mean {near[0]!r}?' if near else ''} "
-            f"(known: {', '.join(map(repr, CRITERIA))}; or a function of Evidence)"
-        )
+        raise ValueError(unknown("criterion", criterion, CRITERIA, also="a function of Evidence"))
     return CRITERIA[criterion]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rewound.experiment.recipe import ONE_SHOT, Recipe, ScopeTable
-from rewound.experiment.store import arm_folder, key_of, result_file, write_json
+from rewound.experiment.store import arm_folder, finite, key_of, result_file, write_json
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,16 @@ def run_arm(arm: Arm, report: Callable[[dict[str, Any]], None]) -> dict[str, Any
     from rewound.tasks import drive
 
     recipe, began = arm.recipe, time.monotonic()
-    task = task_of(recipe)
-    result, test = drive(
-        task,
-        seed=arm.seed,
-        epochs=recipe.epochs,
-        folder=arm.folder,
-        progress=_watcher(arm.index, task.metric, report),
-        **run_options(recipe, task, arm.technique, arm.seed),
-    )
+    with _warnings_to(lambda text: report({"arm": arm.index, "kind": "warning", "says": text})):
+        task = task_of(recipe)
+        result, test = drive(
+            task,
+            seed=arm.seed,
+            epochs=recipe.epochs,
+            folder=arm.folder,
+            progress=_watcher(arm.index, task.metric, report),
+            **run_options(recipe, task, arm.technique, arm.seed),
+        )
     found = {
         "technique": arm.technique,
         "seed": arm.seed,
@@ -103,7 +106,15 @@ def run_arm(arm: Arm, report: Callable[[dict[str, Any]], None]) -> dict[str, Any
         **{k: v for k, v in result.to_dict().items() if k not in ("technique", "finished")},
     }
     write_json(result_file(arm.folder), found)
-    return found
+    return finite(found)
+
+
+@contextmanager
+def _warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hand what Python warns of to ``tell``: printed as it comes, it would run through the progress bars."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: tell(str(message))
+        yield
 
 
 def _watcher(index: int, metric: str, report: Callable[[dict[str, Any]], None]) -> Callable[[Any], None]:

@@ -51,21 +51,19 @@ def extras() -> dict[str, Any]:
 
 
 def data_sets() -> dict[str, str]:
-    """Return task -> "found", or what to get and where to put it. Large sets are looked for, not read."""
+    """Return task -> where its data were found, or what to get and where to put it. Large sets are not read."""
     from rewound.tasks import TASKS, load_task
 
     found = {}
     for name in TASKS:
         try:
             task = load_task(name)
-            if name.startswith(("digits", "diabetes")):
-                (
-                    task.model(0),
-                    task.steps_per_epoch,
-                )  # these come with scikit-learn, and are read when asked for
-            found[name] = "found"
+            place = getattr(task, "place", None)
+            if place is None:
+                _ = task.steps_per_epoch  # reads what comes with scikit-learn
+            found[name] = "found, with scikit-learn" if place is None else f"found in {place}"
         except (FileNotFoundError, ImportError) as error:
-            found[name] = str(error)
+            found[name] = str(error).removeprefix(f"{name} is ")
     return found
 
 

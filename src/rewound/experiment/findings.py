@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from rewound.experiment.statistics import Results, Spread, common_densities, original, spreads
-from rewound.experiment.table import number
+from rewound.experiment.statistics import (
+    Results,
+    Spread,
+    common_densities,
+    controls,
+    last_densities,
+    original,
+    spreads,
+)
+from rewound.experiment.table import number, ratio
 
 TOLERANCE = 0.01  # "as good as the original run": within one hundredth of it
 
@@ -18,17 +26,20 @@ TOLERANCE = 0.01  # "as good as the original run": within one hundredth of it
 def findings(results: Results) -> list[str]:
     """Return the sentences; an empty list where nothing finished."""
     densities, by_density = common_densities(results), spreads(results)
+    metric, higher = results["metric"]["name"], results["metric"]["higher_is_better"]
     if not densities:
-        return []
-    last, metric = densities[-1], results["metric"]["name"]
-    higher = results["metric"]["higher_is_better"]
+        silent = f"The validation {metric} was no number in any round, so nothing can be said."
+        return [silent] if by_density else []
+    last = densities[-1]
+    if last == 1:
+        return [_dense(results, metric)]
     at = {name: curve[last] for name, curve in by_density.items() if last in curve}
     order = sorted(at, key=lambda name: at[name].median, reverse=higher)
     values = ", ".join(f"{name} {number(at[name].median)}" for name in order)
     dense = original(results)
     against = f" (original run: {number(dense.median)})" if dense else ""
     middle = "the median" if max(spread.count for spread in at.values()) > 1 else "the"
-    says = [f"At density {last:.3g} ({1 / last:.3g}x) {middle} validation {metric} is {values}{against}."]
+    says = [f"At density {last:.3g} ({ratio(last)}) {middle} validation {metric} is {values}{against}."]
     if len(order) > 1:
         says.append(_separation(order, at, higher))
     if dense:
@@ -49,6 +60,22 @@ def caution(results: Results) -> list[str]:
     return ["Small images and a small network: this shows how the techniques work, not how yours will fare."]
 
 
+def _dense(results: Results, metric: str) -> str:
+    """What can be said where no density below 1 is common to all runs."""
+    retrained, dense = controls(results), original(results)
+    if retrained:
+        values = ", ".join(f"{name} {number(spread.median)}" for name, spread in retrained.items())
+        against = f" (original run: {number(dense.median)})" if dense else ""
+        return (
+            f"Nothing was pruned: this is a dense control. After its last round the validation {metric} is "
+            f"{values}{against}."
+        )
+    ends = ", ".join(f"{name} {spread.median:.3g}" for name, spread in last_densities(results).items())
+    return (
+        f"No density below 1 was reached by every run, so there is none to compare at; they ended at: {ends}."
+    )
+
+
 def _separation(order: list[str], at: dict[str, Spread], higher: bool) -> str:
     if min(spread.count for spread in at.values()) < 2:
         return "With one seed there is no telling a difference from chance."
@@ -60,6 +87,8 @@ def _separation(order: list[str], at: dict[str, Spread], higher: bool) -> str:
         (clear if apart else overlap).append((better, worse))
     if not clear:
         return "There the seeds of all techniques overlap: this run does not tell them apart."
+    if len(order) == 2 and not overlap:
+        return f"There every seed of {order[0]} beats every seed of {order[1]}."
     if not overlap:
         return "There every seed of the better lies beyond every seed of the worse, for each pair of them."
     if len(order) > 3:  # a sentence about every pair would be no sentence
@@ -101,11 +130,13 @@ def _how_far(by_density: dict[str, dict[float, Spread]], dense: Spread, metric: 
         reached.setdefault(kept, []).append(name)
     never = reached.pop(1.0, [])
     within = f"within {slack:.3g} of the original run's {metric}"
+    many = max(spread.count for curve in by_density.values() for spread in curve.values()) > 1
     if not reached:
-        return f"No technique's median stays {within} at any density tried."
+        whose = "No technique's median" if many else "No technique"
+        return f"{whose} stays {within} at any density tried."
     parts = [f"{density:.3g} with {_and(names)}" for density, names in sorted(reached.items())]
     nowhere = f", and at no density with {_and(never)}" if never else ""
-    return f"The median stays {within} down to density {', '.join(parts)}{nowhere}."
+    return f"{'The median' if many else 'It'} stays {within} down to density {', '.join(parts)}{nowhere}."
 
 
 def _and(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment.statistics import Results, curve, finished, original, spreads
-from rewound.experiment.table import counted
+from rewound.experiment.table import counted, ratio
 
 # Okabe and Ito's palette, in an order that keeps neighbours apart for colour-blind eyes and on light paper
 COLOURS = (
@@ -24,12 +24,13 @@ COLOURS = (
 MARKERS = "osD^vP*Xh<"
 INK, FAINT = "#222222", "#8a8a8a"
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+DECADES = tuple(10.0**-k for k in range(8))  # where those would crowd
 
 
 def draw(results: Results, path: str | Path) -> Path:
     """Draw an experiment's results into a PNG or SVG file (by its ending) and return the path.
 
-    Raises ImportError where matplotlib is missing, ValueError where no arm finished.
+    Raises ImportError where matplotlib is missing, ValueError where no arm finished with a pruned network.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,8 +38,10 @@ def draw(results: Results, path: str | Path) -> Path:
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install 'rewound[tasks]'") from error
     by_density = spreads(results)
-    if not any(by_density.values()):
-        raise ValueError("there is nothing to draw: no arm finished with a logged metric")
+    if not any(density < 1 for points in by_density.values() for density in points):
+        raise ValueError(
+            "there is nothing to draw: no arm finished with a pruned network and a metric for it"
+        )
     figure = Figure(figsize=(8.4, 5.0), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -82,7 +85,7 @@ def _dress(axes: Any, results: Results, low: float) -> None:
     seeds = len({arm["seed"] for arm in finished(results)})
     axes.set_xscale("log")
     axes.set_xlim(1.08, low / 1.06)
-    ticks = [t for t in TICKS if t >= low * 0.98]
+    ticks = [t for t in (TICKS if low > 5e-4 else DECADES) if t >= low * 0.98]
     if low < ticks[-1] / 1.25:
         ticks.append(float(f"{low:.2g}"))
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -93,7 +96,7 @@ def _dress(axes: Any, results: Results, low: float) -> None:
     top = axes.secondary_xaxis("top")
     top.xaxis.set_major_locator(FixedLocator(ticks))
     top.xaxis.set_minor_locator(NullLocator())
-    top.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{1 / d:.3g}x"))
+    top.xaxis.set_major_formatter(FuncFormatter(lambda d, _: ratio(d)))
     top.set_xlabel("compression ratio", color=FAINT, fontsize=9)
     for side in (axes, top):
         side.tick_params(colors=FAINT, labelsize=9, length=3, which="both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rewound.experiment.arms import run_options, task_of
@@ -10,11 +11,11 @@ from rewound.experiment.store import arm_folder
 from rewound.experiment.table import counted
 
 
-def make_plan(recipe: Recipe) -> dict[str, Any]:
+def make_plan(recipe: Recipe, task: Any = None) -> dict[str, Any]:
     """Return the experiment's plan as a plain dict; nothing is trained and no folder is made.
 
-    Builds the task and, for every technique, the Run that an arm will be. So all that a recipe can get wrong
-    is an error here: ValueError, TypeError, FileNotFoundError (data), ImportError (extras).
+    Builds the task (if it is not given) and, for every technique, the Run that an arm will be. So all that a
+    recipe can get wrong is an error here: ValueError, TypeError, FileNotFoundError (data), ImportError (extras).
     """
     from rewound.techniques import parse_technique
 
@@ -23,7 +24,7 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
         raise ValueError(f"'techniques' names one of them twice (got {', '.join(texts)})")
     if not texts:
         raise ValueError("'techniques' is empty; name one, such as lr-rewinding")
-    task = task_of(recipe)
+    task = task_of(recipe) if task is None else task
     plans = [_plan_of(recipe, task, text) for text in recipe.techniques]
     seeds = len(recipe.seeds)
     return {
@@ -42,15 +43,41 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def check_evaluation(recipe: Recipe, task: Any) -> None:
+    """Evaluate a network once before anything is trained, and see that the metrics asked for are among it.
+
+    Raises ValueError or TypeError saying what is missing, and whatever the task's ``evaluate`` raises itself.
+    """
+    from rewound.plan import parse_until
+    from rewound.spelling import nearest
+
+    found = task.evaluate(task.model(recipe.seeds[0]))
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"evaluate() of task {task.name!r} must return a dict of numbers (got {type(found).__name__})"
+        )
+    if task.metric not in found:
+        raise ValueError(
+            f"task {task.name!r} is judged by {task.metric!r}, which its evaluate() does not return; "
+            f"{nearest(task.metric, found)}"
+        )
+    decides = None if recipe.target is None else parse_until(recipe.target).metric
+    if decides is not None and decides not in (logged := [*found, "train_loss"]):
+        raise ValueError(
+            f"'until' stops by {decides!r}, which task {task.name!r} does not measure; {nearest(decides, logged)}"
+        )
+
+
 def _plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
     from rewound.measure.cost import training_flops
     from rewound.run import Run
+    from rewound.tasks import first_batch
 
     seed = recipe.seeds[0]
     epochs = recipe.epochs or task.epochs
     model = task.model(seed)
     optimizer = task.optimizer(model)
-    example = next(iter(task.batches(0, seed)))[0]
+    example = first_batch(task, seed)[0]
     plan = Run(
         model,
         optimizer,
@@ -62,7 +89,7 @@ def _plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
         **run_options(recipe, task, text, seed),
     ).plan
     flops = training_flops(model, example) * task.steps_per_epoch * plan.total_epochs
-    return {**plan.to_dict(), "technique": text, "flops": flops}
+    return {**plan.to_dict(), "technique": text, "flops": flops, "at_most": plan.until.metric is not None}
 
 
 def as_lines(plan: dict[str, Any]) -> list[str]:
@@ -71,7 +98,8 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
     share = f"{first['size']:,} of {first['model_size']:,} weights"
     arms = f"{counted(len(plan['techniques']), 'technique')} x {counted(len(plan['seeds']), 'seed')}"
     pace = f"{plan['workers']} at a time, each on {counted(plan['threads'], 'thread')}"
-    cost = f"{plan['total_epochs']:,} epochs of search{_flops(plan['total_flops'])}"
+    most = "at the most " if any(one["at_most"] for one in plan["techniques"]) else ""
+    cost = f"{most}{plan['total_epochs']:,} epochs of search{_flops(plan['total_flops'])}"
     lines = [
         f"{plan['name']}: {arms} on {plan['task']}, judged by validation {plan['metric']['name']}",
         f"folder {plan['folder']}; {pace}; prunable: {share}",
@@ -81,10 +109,11 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         retrain = (
             f"{one['epochs']} + {one['rounds']} x {one['retrain_epochs']} = {one['total_epochs']} epochs"
         )
-        lines.append(f"{one['technique']}: {retrain} a seed{_flops(one['flops'])}")
+        most = "at the most " if one["at_most"] else ""  # a metric may end it after any round
+        lines.append(f"{one['technique']}: {most}{retrain} a seed{_flops(one['flops'])}")
         lines.append(f"    densities  {_densities(one['densities'])} (until {one['until']})")
         kept = ", ".join(one["snapshots"]) or "none beside where it stands"
-        lines.append(f"    snapshots  {kept}; {_bytes(one['disk_bytes'])} a seed")
+        lines.append(f"    snapshots  {kept}; on disk {_bytes(one['disk_bytes'])} a seed")
     lines += [
         "",
         f"In all {counted(plan['arms'], 'run')}, {cost}, about {_bytes(plan['disk_bytes'])} on disk.",

@@ -9,7 +9,6 @@ as text.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+
+from rewound.spelling import closest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -241,7 +242,10 @@ def _override(data: dict[str, Any], text: str) -> None:
     for part in path[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ValueError(f"--set {text}: {part!r} is no table, so nothing can be set inside it")
+            raise ValueError(
+                f"--set {text}: {part!r} is no table here, so nothing can be set inside it; "
+                f"a whole table is written {part}='{{ {_key(path[-1])} = {value or '...'} }}'"
+            )
     table[path[-1]] = parse_value(value)
 
 
@@ -251,12 +255,13 @@ def _say(error: Any) -> str:
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = [*(ScopeTable if path[:1] == ["scope"] and len(path) > 1 else Recipe).model_fields]
-        near = difflib.get_close_matches(path[-1], known, n=1)
         prefix = "".join(part + "." for part in path[:-1])
-        hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
-        return f"unknown key '{dotted}' ({hint})"
+        near = [f"did you mean '{prefix}{name}'?" for name in closest(path[-1], known)]
+        return f"unknown key '{dotted}' ({near[0] if near else 'known: ' + ', '.join(known)})"
     if error["type"] == "value_error":
         return f"'{dotted}' {error['ctx']['error']}"
+    if error["type"] == "string_pattern_mismatch":  # of the name, which is also a folder's
+        return f"'{dotted}' may have letters, digits, blanks and _ . - (got {error['input']!r})"
     message = error["msg"].replace("Input should", "should")
     return f"'{dotted}' {message} (got {error['input']!r})"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment import store
-from rewound.experiment.arms import Arm, arms_of, run_arm
+from rewound.experiment.arms import Arm, arms_of, run_arm, task_of
 from rewound.experiment.execute import Report, execute
 from rewound.experiment.findings import findings
-from rewound.experiment.plan import make_plan
+from rewound.experiment.plan import check_evaluation, make_plan
 from rewound.experiment.recipe import Recipe
 from rewound.experiment.table import as_markdown, make_table
 
@@ -34,7 +34,10 @@ def run_experiment(recipe: Recipe, show: Show) -> dict[str, Any]:
     if not todo and (place / store.RESULTS).is_file():
         about = store.read_results(place)["task"], store.read_results(place)["metric"]
     else:
-        plan = make_plan(recipe)
+        task = task_of(recipe)
+        plan = make_plan(recipe, task)
+        if not any(arm.folder.exists() for arm in arms):
+            check_evaluation(recipe, task)
         about = {"name": plan["task"]}, plan["metric"]
     with store.locked(place):
         if todo:
@@ -99,9 +102,7 @@ def draw_picture(place: Path, results: dict[str, Any]) -> str:
     from rewound.experiment.picture import draw
 
     path = place / store.PICTURE
-    if not any(arm["status"] == "finished" for arm in results["arms"]):
-        return "There is no picture, since no arm finished."
     try:
         return f"Picture: {draw(results, path)}"
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         return f"There is no picture: {error}"

@@ -3,6 +3,7 @@
 Nothing here decides anything. Events are plain dicts from ``execute``:
 
     {"arm": 3, "kind": "epoch", "done": 41, "round": 2, "density": 0.64, "value": 0.97}
+    {"arm": 3, "kind": "warning", "says": "..."}
     {"arm": 3, "kind": "finished"}      {"arm": 3, "kind": "failed", "error": "..."}
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rewound.experiment.table import Table, as_text, number
+from rewound.experiment.table import Table, as_text, counted, number
 
 Event = dict[str, Any]
 Report = Callable[[Event], None]
@@ -39,9 +40,14 @@ def _lines(labels: Sequence[str], epochs: Sequence[int], metric: str, stream: Te
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
+    say(f"{counted(len(labels), 'arm')}, {total:,} epochs in all")
+
     def report(event: Event) -> None:
         nonlocal ended, began, said
         k, now = event["arm"], time.monotonic()
+        if event["kind"] == "warning":
+            say(f"{labels[k]}: {event['says']}")
+            return
         if event["kind"] != "epoch":
             ended += 1
             done[k] = epochs[k]
@@ -89,13 +95,17 @@ def _live(labels: Sequence[str], epochs: Sequence[int], metric: str, stream: Tex
     ]
     whole = whole_bar.add_task("all".ljust(width), total=max(1, sum(epochs)), says=f"0 of {len(labels)} arms")
     ended, done, says = 0, [0] * len(labels), [""] * len(labels)
+    console = Console(file=stream)
 
     def report(event: Event) -> None:
         nonlocal ended
         k = event["arm"]
+        if event["kind"] == "warning":
+            console.print(f"{labels[k]}: {event['says']}", markup=False, highlight=False)
+            return
         if event["kind"] == "epoch":
             done[k] = event["done"]
-            says[k] = f"density {event['density']:.3f}  {metric} {number(event['value'])}"
+            says[k] = f"density {event['density']:.3g}  {metric} {number(event['value'])}"
         else:
             ended += 1
             done[k] = epochs[k]
@@ -104,7 +114,7 @@ def _live(labels: Sequence[str], epochs: Sequence[int], metric: str, stream: Tex
         bars.update(ids[k], completed=done[k], says=says[k], visible=True)
         whole_bar.update(whole, completed=sum(done), says=f"{ended} of {len(labels)} arms")
 
-    with Live(Group(bars, whole_bar), console=Console(file=stream), refresh_per_second=8):
+    with Live(Group(bars, whole_bar), console=console, refresh_per_second=8):
         yield report
 
 
@@ -117,11 +127,29 @@ def show_table(table: Table, stream: TextIO) -> None:
     from rich.table import Table as RichTable
 
     console = Console(file=stream)
-    rich = RichTable(title=table.title, title_justify="left", header_style="bold")
-    for name in table.head:
-        rich.add_column(name)
-    for k, row in enumerate(table.rows):
-        rich.add_row(*row, end_section=k == table.rule - 1)
-    console.print(rich)
+    for part, columns in enumerate(_fitting(table, console.width)):
+        title = table.title if part == 0 else None
+        rich = RichTable(title=title, title_justify="left", header_style="bold")
+        for k in columns:
+            rich.add_column(table.head[k], overflow="fold")
+        for k, row in enumerate(table.rows):
+            rich.add_row(*(row[c] for c in columns), end_section=k == table.rule - 1)
+        console.print(rich)
     for note in table.notes:
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _fitting(table: Table, width: int) -> list[list[int]]:
+    """Return the columns of each part of a table that is too wide for the terminal: the first two in all.
+
+    >>> _fitting(Table("t", ("density", "ratio", "one", "two"), (), (), 0), width=30)
+    [[0, 1, 2], [0, 1, 3]]
+    """
+    widths = [max(len(row[k]) for row in (table.head, *table.rows)) + 3 for k in range(len(table.head))]
+    parts: list[list[int]] = []
+    for k in range(2, len(widths)):
+        if parts and 1 + sum(widths[c] for c in [*parts[-1], k]) <= width:
+            parts[-1].append(k)
+        else:
+            parts.append([0, 1, k])
+    return parts or [list(range(len(widths)))]

@@ -47,14 +47,36 @@ def techniques(results: Results) -> list[str]:
 def curve(arm: Arm, metric: str) -> dict[float, float]:
     """Return density -> validation metric after retraining; the original run stands at density 1.
 
-    Where a metric stopped the run, it ends with the round whose network was kept.
+    Where a metric stopped the run, it ends with the round whose network was kept. The rounds of a dense control
+    (rate 0) are no points of it: see :func:`controls`.
     """
-    points = {}
+    points: dict[float, float] = {}
     for done in arm["rounds"][: arm.get("best", len(arm["rounds"])) + 1]:
         value = done["metrics"].get(metric)
         if value is not None and math.isfinite(value):
-            points[round(done["density"], 6)] = value
+            points.setdefault(round(done["density"], 6), value)
     return points
+
+
+def controls(results: Results) -> dict[str, Spread]:
+    """Return technique -> spread of the metric after the last round of dense controls, which pruned nothing."""
+    name = results["metric"]["name"]
+    found: dict[str, list[float]] = {}
+    for arm in finished(results):
+        last = arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
+        value = last["metrics"].get(name)
+        if last["density"] == 1 and last["index"] > 0 and value is not None and math.isfinite(value):
+            found.setdefault(arm["technique"], []).append(value)
+    return {technique: Spread.of(values) for technique, values in found.items()}
+
+
+def last_densities(results: Results) -> dict[str, Spread]:
+    """Return technique -> spread over seeds of the density of the network at the end of the run."""
+    found: dict[str, list[float]] = {}
+    for arm in finished(results):
+        last = arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
+        found.setdefault(arm["technique"], []).append(last["density"])
+    return {technique: Spread.of(values) for technique, values in found.items()}
 
 
 def spreads(results: Results) -> dict[str, dict[float, Spread]]:

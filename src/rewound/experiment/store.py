@@ -1,6 +1,7 @@
 """The one place where the file names of an experiment's folder are spelled.
 
 recipe.toml                       what was asked, overrides included
+my_task.py                        the user's own task, as it was when the runs began
 arms/TECHNIQUE/seed-N/            the folder of that arm's Run: states, masks, rounds
 arms/TECHNIQUE/seed-N.json        the arm's result, written once, when it is finished
 results.json  table.md  picture.png
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,7 @@ from typing import Any
 from rewound.experiment.recipe import Recipe, differences, read_recipe, task_name, to_toml
 
 RECIPE, RESULTS, TABLE, PICTURE = "recipe.toml", "results.json", "table.md", "picture.png"
-_HEAD = "# What this folder holds. 'rewound run recipe.toml' with the same recipe goes on here.\n"
+_HEAD = "# What this folder holds. 'rewound run' with this folder's name goes on here.\n"
 
 
 def arm_folder(place: Path, technique: str, seed: int) -> Path:
@@ -38,11 +40,16 @@ def result_file(folder: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(passing, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(passing, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(passing, path)
@@ -50,7 +57,28 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, as_json(value) + "\n")
+
+
+def as_json(value: Any) -> str:
+    """Return a JSON document that every reader accepts: JSON knows no NaN and no infinity, so they are null.
+
+    >>> print(as_json([1.5, float("nan")]))
+    [
+     1.5,
+     null
+    ]
+    """
+    return json.dumps(finite(value), indent=1, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return a plain value with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:
@@ -94,6 +122,17 @@ def finished_result(folder: Path, key: str) -> dict[str, Any] | None:
     return found
 
 
+def own_recipe(path: Path) -> tuple[Path, list[str]]:
+    """Return the recipe that ``path`` means, and where its results go if that is not for the recipe to say.
+
+    An experiment's folder means the copy in it, and that copy goes on where it lies: the folder may have been
+    moved since.
+    """
+    path = path / RECIPE if (path / RECIPE).is_file() else path
+    goes_on = path.name == RECIPE and (path.parent / "arms").is_dir()
+    return path, [f"folder={json.dumps(str(path.parent))}"] if goes_on else []
+
+
 def check_recipe(place: Path, recipe: Recipe) -> None:
     """Raise ValueError where the folder holds another experiment, with the difference."""
     if not place.exists():
@@ -111,11 +150,13 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
 
 
 def write_recipe(place: Path, recipe: Recipe) -> None:
-    """Copy the recipe into the folder, its task's file by an absolute path."""
+    """Copy the recipe into the folder, and its task's file beside it, so that the folder may be moved."""
     source = task_file(recipe)
     if source:
-        task = str(source.resolve()) + recipe.task[len(str(source)) :]
-        recipe = recipe.model_copy(update={"task": task})
+        copy = place / source.name
+        if not (copy.exists() and copy.samefile(source)):
+            write_bytes(copy, source.read_bytes())
+        recipe = recipe.model_copy(update={"task": task_name(recipe.task)})
     write_text(place / RECIPE, _HEAD + to_toml(recipe))
 
 
@@ -131,14 +172,20 @@ def read_results(place: Path) -> Mapping[str, Any]:
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """Hold the folder for this process; RuntimeError where another one has it."""
+    """Hold the folder for this process; RuntimeError where another one has it, OSError where none can be made."""
     from filelock import FileLock, Timeout
 
-    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock", timeout=0)
     try:
-        with FileLock(place / ".lock", timeout=0):
-            yield
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise RuntimeError(
             f"another process is running the experiment in {place}; wait for it, or end it"
         ) from None
+    except OSError as error:
+        raise OSError(f"cannot write to {place} ({error.strerror}); choose another --folder") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewound.experiment.statistics import (
     Results,
     Spread,
     common_densities,
+    controls,
     finished,
+    last_densities,
     milestones,
     spreads,
     techniques,
@@ -34,10 +37,14 @@ def make_table(results: Results) -> Table:
     metric = results["metric"]["name"]
     names, by_density = techniques(results), spreads(results)
     densities = milestones(common_densities(results))
-    rows = [
-        (_density(d), f"{1 / d:.3g}x", *(_cell(by_density[name].get(d)) for name in names)) for d in densities
-    ]
+    rows = [(_density(d), ratio(d), *(_cell(by_density[name].get(d)) for name in names)) for d in densities]
+    dense = controls(results)
+    if dense:
+        rows += [("1 (retrained)", "1x", *(_cell(dense.get(name)) for name in names))]
     rule = len(rows)
+    ends = last_densities(results)
+    if len({d for spread in ends.values() for d in (spread.low, spread.high)}) > 1:
+        rows += [("density", "at the end", *(_cell(ends.get(name), "{:.3g}".format) for name in names))]
     rows += [("test", "at the end", *(_cell(_over_seeds(results, name, "test", metric)) for name in names))]
     rows += [("search cost", "epochs", *(_cost(results, name, "epochs") for name in names))]
     rows += [("of a seed", "FLOPs", *(_cost(results, name, "flops") for name in names))]
@@ -51,6 +58,20 @@ def make_table(results: Results) -> Table:
         "Search cost: training epochs, and dense training FLOPs (2 x multiply-adds), of all rounds, the "
         "original run included.",
     ]
+    rounds = max((len(arm["rounds"]) - 1 for arm in finished(results)), default=0)
+    if rounds and not dense:
+        notes.append(
+            "Retraining is training too, and no dense network trained for as many epochs is in this table: part of "
+            "a gain over the original run may be that. For such a control add "
+            f"--set rate=0 --set 'until={counted(rounds, 'round')}' --folder FOLDER."
+        )
+    empty = [arm for arm in finished(results) if any(r.get("collapsed") for r in arm["rounds"])]
+    if empty:
+        first = max(r["density"] for arm in empty for r in arm["rounds"] if r.get("collapsed"))
+        notes.append(
+            f"In {counted(len(empty), 'run')} nothing survived of some tensor (layer collapse), from density "
+            f"{first:.3g} on; other allocations (uniform, erk, lamp) spread the pruning more evenly."
+        )
     stopped = [arm for arm in finished(results) if arm.get("stopped")]
     if stopped:
         notes.append(
@@ -106,16 +127,25 @@ def as_markdown(table: Table) -> str:
 def number(value: float) -> str:
     """Return a metric with three decimals where it is a fraction, with four figures where it is not.
 
-    >>> number(0.97222), number(2901.4)
-    ('0.972', '2901')
+    >>> number(0.97222), number(2901.4), number(1.33)
+    ('0.972', '2901', '1.330')
     """
-    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:#.4g}".removesuffix(".")
 
 
-def _cell(spread: Spread | None) -> str:
+def ratio(density: float) -> str:
+    """Return a density as a compression ratio.
+
+    >>> ratio(0.2), ratio(1 / 9.31), ratio(0.000977)
+    ('5x', '9.31x', '1,024x')
+    """
+    return f"{1 / density:.3g}x" if density > 1e-3 else f"{1 / density:,.0f}x"
+
+
+def _cell(spread: Spread | None, number: Callable[[float], str] = number) -> str:
     if spread is None:
         return "-"
-    if spread.count == 1:
+    if spread.low == spread.high:
         return number(spread.median)
     dash = "-" if spread.low >= 0 else " to "
     return f"{number(spread.median)} ({number(spread.low)}{dash}{number(spread.high)})"

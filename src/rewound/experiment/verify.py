@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     for run in found["runs"]:
         checks = run["checks"]
         good = ", ".join(check["name"] for check in checks if check["passed"])
-        lines.append(f"{'ok    ' if run['passed'] else 'FAILED'}  {run['folder']}: {good or 'nothing holds'}")
+        lines.append(f"{'ok    ' if run['passed'] else 'FAILED'}  {run['folder']}" + f": {good}" * bool(good))
         lines += [f"        {c['name']}: {c['says']}" for c in checks if not c["passed"]]
         lines += [f"        {note}" for note in run["notes"]]
     bad = sum(not run["passed"] for run in found["runs"])
@@ -171,11 +172,12 @@ def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
     if len(states) < 2:
         return "there is no state before the last one to train on from"
     task, threads = task_of(recipe), torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="rewound-verify-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="rewound-verify-") as scratch, warnings.catch_warnings():
         copy = Path(scratch) / "run"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock*", states[0].name))
         torch.set_num_threads(recipe.threads)
         try:
+            warnings.simplefilter("ignore")  # the run itself has said it
             options = run_options(recipe, task, technique, seed)
             drive(task, seed=seed, epochs=recipe.epochs, folder=copy, **options)
         finally:

@@ -11,6 +11,7 @@ This is arithmetic that a perfect sparse engine would do, a computed ratio. It i
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,7 @@ def flops(model: nn.Module, example: Any, mask: Mapping[str, Tensor] | None = No
 
     ``example``: a tensor, a tuple of positional or a dict of keyword arguments. The model is left as found:
     mode, buffers, gradients, random state. Where the model allows it, nothing is computed: shapes alone run
-    through it.
+    through it. A sharded model (FSDP2) is counted whole, and must allow that: ``ValueError`` where it does not.
 
     >>> flops(nn.Linear(3, 2), torch.zeros(5, 3))  # 2 * 5 * 3 * 2
     60
@@ -81,16 +82,24 @@ def flops_by_weight(model: nn.Module, example: Any) -> dict[str, int]:
     inner = unwrap_model(model)
     names = {id(p): name for name, p in parameters_by_name(model).items()}
     tensors = dict([*inner.named_parameters(remove_duplicate=False), *inner.named_buffers()])
-    metas = {id(t): t.detach().to("meta") for t in tensors.values()}
+    sharded = any(hasattr(t, "to_local") for t in tensors.values())
+    metas = {id(t): _whole_shape(t) for t in tensors.values()}
     args, kwargs = _call(example)
     with _as_found(inner):
+        if sharded:
+            _drop_sharding_hooks(inner)
         try:
             shapes = {n: metas[id(t)] for n, t in tensors.items()}
             weights = {names[i]: meta for i, meta in metas.items() if i in names}
             args_meta, kwargs_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
             with _Counter(weights) as counter:
                 torch.func.functional_call(inner, shapes, args_meta, kwargs_meta, tie_weights=False)
-        except Exception:  # the model looks at values, or makes tensors of its own: run it for real
+        except Exception as error:  # the model looks at values, or makes tensors of its own: run it for real
+            if sharded:
+                raise ValueError(
+                    "the FLOPs of a sharded model are counted on shapes alone, and this model or example cannot run so "
+                    f"({type(error).__name__}: {error}); count them on the model before it is sharded"
+                ) from error
             device = next((t.device for t in tensors.values()), None)
             args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
             with _without_onednn(), _Counter(parameters_by_name(model)) as counter:
@@ -126,6 +135,25 @@ class _Counter(TorchDispatchMode):
             self.names.setdefault(_address(result), name)  # a cast or a copy of a weight is still that weight
             self.alive.append(result)
         return result
+
+
+def _whole_shape(tensor: Tensor) -> Tensor:
+    if hasattr(tensor, "to_local"):  # sharded: its shape is that of the whole
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return tensor.detach().to("meta")
+
+
+def _drop_sharding_hooks(model: nn.Module) -> None:
+    """Take away the hooks by which FSDP2 gathers parameters, until :func:`_as_found` puts the modules back."""
+    for module in model.modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(module, kind).items()
+            own = {k: h for k, h in hooks if not _is_of_torch_distributed(h)}
+            setattr(module, kind, OrderedDict(own))
+
+
+def _is_of_torch_distributed(hook: Any) -> bool:
+    return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("torch.distributed")
 
 
 def _address(tensor: Tensor) -> int:

@@ -65,7 +65,9 @@ def cifar_10(
     images = {"prepare": standardised, "augment": crop_and_flip, "evaluation_batch": 500}
     recipe = {**images, **RECIPE, "weight_decay": WEIGHT_DECAY[model], **options}
     build = partial(MODELS[model], batch_norm_momentum=batch_norm_momentum)
-    return TensorTask("cifar-10", lambda: read_cifar_10(place, validation, subset), build, **recipe)
+    return TensorTask(
+        "cifar-10", lambda: read_cifar_10(place, validation, subset), build, place=place, **recipe
+    )
 
 
 def standardised(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,8 @@ def fashion_mnist(
         "fashion-mnist", [f"{part}|{part}.gz" for part in PARTS], _ADVICE, folder, known=(DEBIAN,)
     )
     recipe = {"prepare": normalised, "evaluation_batch": 500, **RECIPES[model], **options}
-    return TensorTask(
-        "fashion-mnist", lambda: read_fashion_mnist(place, validation, subset), MODELS[model], **recipe
-    )
+    read = partial(read_fashion_mnist, place, validation, subset)
+    return TensorTask("fashion-mnist", read, MODELS[model], place=place, **recipe)
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -34,9 +34,10 @@ def train_epoch(
 ) -> float:
     """Train ``model`` for one epoch of the task's batches; return the mean training loss of its examples.
 
-    The scheduler, if any, is stepped after every optimizer step.
+    The scheduler, if any, is stepped after every optimizer step. Raises ``ValueError`` where the epoch had
+    another number of steps than the task says: its schedule was built for those.
     """
-    device, total, seen = device_of(model), 0.0, 0
+    device, total, seen, steps = device_of(model), 0.0, 0, 0
     model.train()
     for x, y in task.batches(epoch, seed, round):
         x, y = x.to(device), y.to(device)
@@ -48,7 +49,21 @@ def train_epoch(
             scheduler.step()
         total += loss.item() * len(y)
         seen += len(y)
+        steps += 1
+    if steps != task.steps_per_epoch:
+        raise ValueError(
+            f"task {task.name!r} says steps_per_epoch = {task.steps_per_epoch}, and its batches({epoch}, {seed}, "
+            f"{round}) gave {steps}; the schedule is built for the one and trained with the other"
+        )
     return total / seen
+
+
+def first_batch(task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the first training batch; ``ValueError`` where the task gives none."""
+    batch = next(iter(task.batches(0, seed)), None)
+    if batch is None:
+        raise ValueError(f"task {task.name!r} has no data to train on: its batches(0, {seed}) gave no batch")
+    return batch
 
 
 def drive(
@@ -83,7 +98,7 @@ def drive(
         seed=seed,
         progress=progress,
         evaluate=lambda pruned: before_retraining(task, pruned, seed),
-        example=next(iter(task.batches(0, seed)))[0],
+        example=first_batch(task, seed)[0],
         **{"initialize": lambda pruned, number: draw_again_(task, pruned, number), **run_options},
     )
     for epoch in run:

@@ -6,7 +6,6 @@ is a complete one.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +19,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from rewound.spelling import nearest
 
 
 class Task(Protocol):
@@ -70,6 +71,14 @@ TASKS = {
     "cifar-10": "cifar10:cifar_10",
     "imagenet": "imagenet:imagenet",
 }
+# what an option must be, told by its default: (the default's type, in words, types that fit); the first counts
+_KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (
+    (bool, "true or false", (bool,)),
+    (int, "a whole number", (int,)),
+    (float, "a number", (int, float)),
+    (str, "a text", (str,)),
+    (tuple, "a list", (list, tuple)),
+)
 _METHODS = ("model", "optimizer", "scheduler", "batches", "loss", "evaluate")
 _VALUES = {
     "name": (str, "a text"),
@@ -99,10 +108,14 @@ def load_task(text: str, **options: Any) -> Task:
         where, _, name = TASKS[text].partition(":")
         module = importlib.import_module(f"rewound.tasks.{where}")
     else:
-        hint = ' (a task of your own is written "my_task.py:MyTask")' if text.endswith(".py") else ""
-        raise ValueError(f"no task named {text!r}: {nearest(text, TASKS)}{hint}")
+        if text.endswith(".py"):
+            raise ValueError(
+                f'{text!r} is a file, and not yet a task: say which class in it, as in "my_task.py:MyTask"'
+            )
+        raise ValueError(f"no task named {text!r}: {nearest(text, TASKS)}")
     if not hasattr(module, name):
-        offered = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        own = {n: value for n, value in vars(module).items() if callable(value) and not n.startswith("_")}
+        offered = [n for n, value in own.items() if getattr(value, "__module__", "") == module.__name__]
         raise ValueError(f"no {name!r} in {path}: {nearest(name, offered)}")
     make = getattr(module, name)
     if not callable(make):
@@ -129,16 +142,6 @@ def check_task(task: Any, text: str) -> Task:
     return task
 
 
-def nearest(name: str, known: Any) -> str:
-    """Return the end of an error message about an unknown name.
-
-    >>> nearest("digit", ["digits", "diabetes"])
-    "did you mean 'digits'?"
-    """
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(map(str, known)) or 'none'}"
-
-
 def choose(option: str, value: str, known: Any) -> str:
     """Return ``value`` if it is one of ``known``; raise ``ValueError`` with the nearest if not.
 
@@ -152,16 +155,31 @@ def choose(option: str, value: str, known: Any) -> str:
 
 def _check_options(text: str, make: Any, options: dict[str, Any]) -> None:
     parameters = inspect.signature(make).parameters
-    known = [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    if len(known) < len(parameters):  # **options
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"task {text!r} needs the option {name!r}: give it under [task_options]")
+    known = {name: parameter.default for name, parameter in named.items()}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         if text not in TASKS:
             return
         from rewound.tasks.tensor_task import OPTIONS  # which bundled tasks hand on
 
-        known += [option for option in OPTIONS if option not in known]
-    for option in options:
+        known = OPTIONS | known
+    for option, value in options.items():
         if option not in known:
             raise ValueError(f"task {text!r} has no option {option!r}: {nearest(option, known)}")
+        if text in TASKS:  # what a user's task makes of a value is its own business
+            _check_kind(text, option, value, known[option])
+
+
+def _check_kind(text: str, option: str, value: Any, default: Any) -> None:
+    """Refuse a text where a number is wanted and the like, before torch trips over it in words of its own."""
+    for kind, wanted, fits in _KINDS:
+        if isinstance(default, kind):
+            if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"option {option!r} of task {text!r} must be {wanted} (got {value!r})")
+            return
 
 
 def _import_file(path: str) -> ModuleType:

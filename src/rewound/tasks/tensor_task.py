@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class TensorTask:
         Names or :class:`~rewound.metrics.Metric`; the first one decides.
     evaluation_batch
         Examples a batch while evaluating; only memory depends on it.
+    place
+        The folder that the data were found in; None where they come with a package.
 
     >>> x = torch.linspace(0, 1, 64).unsqueeze(1)
     >>> data = Data((x, 2 * x), (x, 2 * x), lambda: (x, 2 * x))
@@ -63,6 +66,7 @@ class TensorTask:
     data_order: str = "rewind"
     drop_last: bool = False
     evaluation_batch: int = 1000
+    place: Path | None = None
 
     def __post_init__(self) -> None:
         check_data_order(self.data_order)
@@ -111,4 +115,6 @@ class TensorTask:
         return evaluate(model, examples, self.metrics, self.loss)
 
 
-OPTIONS = tuple(f.name for f in fields(TensorTask) if f.name not in ("name", "read", "build"))
+_GIVEN = ("name", "read", "build", "place")  # by the task that ships, never by its user
+# option -> default, or a value of its kind where there is no default
+OPTIONS = {f.name: f.default for f in fields(TensorTask) if f.name not in _GIVEN} | {"epochs": 1, "lr": 1.0}
