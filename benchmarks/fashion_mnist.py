@@ -40,13 +40,32 @@ def one_arm(model: str, arm: str, seed: int, work: str) -> dict[str, Any]:
     epochs, rate, until = budget["epochs"], budget["rate"], budget["until"]
     task = load_task("fashion-mnist", model=model, epochs=epochs, **budget["task"])
     rounds = len(kept_by_round(10**6, rate, parse_until(until)))
-    options: dict[str, Any] = {"epochs": epochs, "technique": arm, "rate": rate, "until": until}
     if arm == "dense":
-        options = {"epochs": epochs * (1 + rounds), "until": 1.0}
-    elif arm == "cyclic":
-        options = {"epochs": epochs, "technique": "lr-rewinding", "rate": 0, "until": f"{rounds} rounds"}
+        return {"arm": arm, "seed": seed, **dense(task, epochs * (1 + rounds), seed)}
+    options: dict[str, Any] = {"epochs": epochs, "technique": arm, "rate": rate, "until": until}
+    if arm == "cyclic":
+        options |= {"technique": "lr-rewinding", "rate": 0, "until": f"{rounds} rounds"}
     result, test = drive(task, seed=seed, folder=Path(work) / model / f"{arm}-{seed}", **options)
     return {"arm": arm, "seed": seed, "test": test, **result.to_dict()}
+
+
+def dense(task: Any, epochs: int, seed: int) -> dict[str, Any]:
+    """Train the network once, for ``epochs``, and return what an arm returns."""
+    from rewound.measure.cost import training_flops
+    from rewound.tasks import train_epoch
+
+    model = task.model(seed)
+    optimizer = task.optimizer(model)
+    steps = epochs * task.steps_per_epoch
+    scheduler = task.scheduler(optimizer, steps, task.steps_per_epoch)
+    for epoch in range(epochs):
+        train_epoch(task, model, optimizer, scheduler, epoch, seed)
+    flops = steps * training_flops(model, next(iter(task.batches(0, seed)))[0])
+    return {
+        "test": task.evaluate(model, split="test"),
+        "rounds": [{"density": 1.0, "metrics": task.evaluate(model)}],
+        "search_cost": {"epochs": epochs, "steps": steps, "flops": flops},
+    }
 
 
 def main() -> None:
@@ -81,6 +100,7 @@ def main() -> None:
     slim = [{**a, "rounds": [{k: v for k, v in r.items() if k != "log"} for r in a["rounds"]]} for a in arms]
     path = write_record(name, {"machine": machine, "budget": budget, "arms": slim}, page, arguments.out)
     picture(model, budget, arms, path.with_suffix(".svg"))
+    path.write_text(path.read_text().replace("PICTURE", path.with_suffix(".svg").name))
     print(page, path, sep="\n\n")
 
 
@@ -104,6 +124,8 @@ def text(model: str, budget: dict[str, Any], arms: list[dict[str, Any]]) -> str:
         f"Fashion-MNIST, {model}, T = {budget['epochs']} epochs, rate {budget['rate']}, until density {budget['until']}, "
         f"{len(budget['seeds'])} seeds{', ' + str(budget['task']) if budget['task'] else ''}. Validation accuracy in percent, "
         "median (range over seeds).",
+        "",
+        "![validation accuracy against density](PICTURE)",
         "",
         "| round | density | " + " | ".join(TECHNIQUES) + " | cyclic, dense |",
         "| --- " * (3 + len(TECHNIQUES)) + "|",
@@ -135,7 +157,7 @@ def picture(model: str, budget: dict[str, Any], arms: list[dict[str, Any]], path
 
     matplotlib.rcParams["svg.hashsalt"] = model
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    colours = {"fine-tuning": "#d55e00", "weight-rewinding": "#0072b2", "lr-rewinding": "#009e73"}
+    colours = {"fine-tuning": "#0072b2", "weight-rewinding": "#d55e00", "lr-rewinding": "#009e73"}
     for arm, colour in colours.items():
         table = by_round(arms, arm)
         densities = [density for density, _ in table]

@@ -51,7 +51,7 @@ def limited(task: Any, steps: int) -> Any:
     def batches(epoch: int, seed: int, round: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return islice(task.batches(epoch, seed, round), steps)
 
-    return SimpleNamespace(batches=batches, loss=task.loss)
+    return SimpleNamespace(batches=batches, loss=task.loss, steps_per_epoch=steps)
 
 
 def measure(task: Any, steps: int, epochs: int, turns: int, fresh: bool) -> dict[str, object]:

@@ -57,7 +57,11 @@ def measure(task: TensorTask, repeats: int) -> dict[str, list[float]]:
     ways = []
     for name, feed in feeds(task).items():
         model = task.model(0)
-        fed = SimpleNamespace(batches=lambda epoch, seed, round, feed=feed: feed(epoch), loss=task.loss)
+        fed = SimpleNamespace(
+            batches=lambda epoch, seed, round, feed=feed: feed(epoch),
+            loss=task.loss,
+            steps_per_epoch=task.steps_per_epoch,
+        )
         ways.append((name, fed, model, task.optimizer(model)))
         if name == STANDARD:  # and once with the optimizer that torch gives by default
             model = task.model(0)
