@@ -124,7 +124,10 @@ def local_like(full: Tensor, like: Tensor) -> Tensor:
     """Return this process's part of ``full``, cut as ``like`` is sharded; ``full`` itself if it is not."""
     if not hasattr(like, "to_local"):
         return full.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
-    sharded = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    # Every rank has the whole, so that cutting it takes no communication (distribute_tensor would scatter rank 0's).
+    mesh = like.device_mesh
+    everywhere = DTensor.from_local(full.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    sharded = everywhere.redistribute(mesh, like.placements)
     return sharded.to_local()
