@@ -441,6 +441,22 @@ def test_new_writes_a_task_and_a_recipe_that_run(tmp_path):
     assert rewound("plan", "recipe.toml").exit_code == 0
 
 
+def test_a_task_edited_in_mid_run_is_refused(tmp_path):
+    """Not only once an arm has its result: states of the old task must not go on under the new one."""
+    assert rewound("new", "my_task.py").exit_code == 0
+    assert rewound("new", "recipe.toml").exit_code == 0
+    command = ["run", "recipe.toml", *TINY, "--set", "task=my_task.py:MyTask", "--folder", "here"]
+    assert rewound(*command).exit_code == 0
+    for result in (tmp_path / "here").glob("arms/*/*.json"):  # as if the run had been killed before its end
+        result.unlink()
+    with open("my_task.py", "a") as file:
+        file.write("\n# edited\n")
+    done = rewound(*command)
+    assert done.exit_code == 2
+    assert "my_task.py has changed since the runs in here began" in done.stderr.replace("\n", " ")
+    assert rewound("run", "here").exit_code == 0  # the folder's own copy of the task goes on
+
+
 def test_new_never_overwrites(tmp_path):
     (tmp_path / "my_task.py").write_text("mine")
     done = rewound("new", "my_task.py")

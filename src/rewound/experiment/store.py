@@ -147,6 +147,19 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
             f"{place} holds another experiment ({'; '.join(apart)}); "
             "choose another --folder, or delete this one"
         )
+    source = task_file(recipe)
+    copy = place / source.name if source else place
+    if source and copy.is_file() and copy.read_bytes() != source.read_bytes() and _has_trained(place):
+        raise ValueError(
+            f"{source} has changed since the runs in {place} began, which would go on half with the old task and half with "
+            f"the new; choose another --folder, or go on with the old one: rewound run {place}"
+        )
+
+
+def _has_trained(place: Path) -> bool:
+    """Whether an epoch of any arm is done: a task that failed before may be mended in place."""
+    states = (path.name for path in place.glob("arms/*/seed-*/state/epoch-*.pt"))
+    return any(not name.startswith("epoch-000000-") for name in states)
 
 
 def write_recipe(place: Path, recipe: Recipe) -> None:
