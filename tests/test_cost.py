@@ -131,3 +131,14 @@ def test_keyword_arguments_and_casts():
             return x.bfloat16() @ self.weight.bfloat16().t()
 
     assert flops_by_weight(Named(), {"x": torch.zeros(5, 3)}) == {"weight": 60}
+
+
+def test_attention_counts_also_where_the_model_must_be_run():
+    class Looks(nn.Module):
+        def forward(self, x):
+            if float(x.sum()) < 0:  # shapes alone cannot say
+                raise AssertionError
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    # 2 heads, 5 x 5 scores of 4 products each, and as many products with the values: 400 multiply-adds
+    assert flops(Looks(), torch.ones(1, 2, 5, 4)) == 2 * 400

@@ -96,6 +96,8 @@ def test_random_prunes_every_place_alike():
 
 
 def test_names():
-    assert set(CRITERIA) == {"magnitude", "random", "gradient", "movement"}
+    of_units = {"l1", "l2", "batch-norm scale", "fpgm", "taylor", "taylor-weights", "taylor-gates"}
+    assert set(CRITERIA) == {"magnitude", "random", "gradient", "movement"} | of_units
+    assert {name for name, function in CRITERIA.items() if hasattr(function, "of_units")} == of_units
     assert all(as_criterion(name) is function for name, function in CRITERIA.items())
     assert as_criterion(len) is len

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -186,3 +187,45 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert Mask.load(path) == old
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_units_are_told_beside_the_weights(tmp_path):
+    tensors = {"a": torch.tensor([[1, 0], [0, 0]]) > 0, "b": torch.tensor([1, 1]) > 0}
+    mask = Mask(tensors, units={"conv": (1, 2), "fc": (2, 2)})
+    assert (mask.units_kept, mask.units_size, mask.unit_density) == (3, 4, 0.75)
+    assert dict(mask.units) == {"conv": (1, 2), "fc": (2, 2)}
+    assert repr(mask) == "Mask(density 0.500, 2 tensors, 3 of 6 kept; 0.750 of units, 3 of 4)"
+    assert str(mask).splitlines()[-1] == "units of fc: 2 of 2"
+    mask.save(tmp_path / "mask.pt")
+    for again in (Mask.load(tmp_path / "mask.pt"), copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
+        assert again == mask
+        assert again.units == mask.units
+    plain = Mask(tensors)
+    assert (plain.units, plain.unit_density, plain.units_kept) == (None, None, None)
+    assert "units" not in plain.to_plain()
+    assert plain == mask  # equality and fingerprint are the tensors'
+    assert plain.fingerprint == mask.fingerprint
+    with pytest.raises(TypeError):
+        mask.units["conv"] = (2, 2)
+
+
+def test_units_survive_and_and_or_only_where_they_are_still_true():
+    big = Mask({"a": torch.tensor([True, True, True, False])}, units={"a": (3, 4)})
+    small = Mask({"a": torch.tensor([True, False, True, False])}, units={"a": (2, 4)})
+    other = Mask({"a": torch.tensor([False, True, True, False])}, units={"a": (2, 4)})
+    assert (big & small).units == small.units
+    assert (small & big).units == small.units
+    assert (small | big).units == big.units
+    assert (small & small).units == small.units
+    assert (small & other).units is None  # one unit is left, and neither side says so
+    assert (small | other).units is None
+
+
+@pytest.mark.parametrize("pair", [(3, 2), (-1, 2), (1, 0), (1.0, 2), (1,), (1, 2, 3)])
+def test_impossible_units_are_refused(pair):
+    with pytest.raises((ValueError, TypeError)):
+        Mask({"a": torch.ones(2) > 0}, units={"a": pair})
+    plain = Mask({"a": torch.ones(2) > 0}, units={"a": (1, 2)}).to_plain()
+    plain["units"]["a"] = list(pair)
+    with pytest.raises(ValueError, match="not a mask, or a damaged one"):
+        Mask.from_plain(plain)

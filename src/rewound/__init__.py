@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rewound.compaction.coordinates import Coordinates, coordinates
+    from rewound.compaction.coupling import find_units
+    from rewound.compaction.files import load, save
+    from rewound.compaction.optimizers import carry_over
+    from rewound.compaction.surgery import compact
+    from rewound.compaction.units import Certificate, Structure
     from rewound.evidence import Evidence
     from rewound.guarding import Guard, guard
     from rewound.mask import Mask
@@ -35,10 +41,25 @@ if TYPE_CHECKING:
         weight_rewinding,
     )
     from rewound.trace import Trace
+    from rewound.widths.goals import for_multiply_adds, for_parameters, for_speedup
+    from rewound.widths.report import Widths
 
 _WHERE = {
     "Run": "run",
+    "compact": "compaction.surgery",
+    "carry_over": "compaction.optimizers",
+    "find_units": "compaction.coupling",
+    "Structure": "compaction.units",
+    "Certificate": "compaction.units",
+    "save": "compaction.files",
+    "load": "compaction.files",
+    "coordinates": "compaction.coordinates",
+    "Coordinates": "compaction.coordinates",
     "prune": "pruning",
+    "for_speedup": "widths.goals",
+    "for_multiply_adds": "widths.goals",
+    "for_parameters": "widths.goals",
+    "Widths": "widths.report",
     "guard": "guarding",
     "Mask": "mask",
     "Scope": "scope",
@@ -83,6 +104,20 @@ __all__ = [
     "Result",
     "Round",
     "SearchCost",
+    # smaller networks
+    "compact",
+    "carry_over",
+    "find_units",
+    "Structure",
+    "Certificate",
+    "save",
+    "load",
+    "coordinates",
+    "Coordinates",
+    "for_speedup",
+    "for_multiply_adds",
+    "for_parameters",
+    "Widths",
     # the table
     "Technique",
     "parse_technique",

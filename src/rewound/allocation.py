@@ -1,13 +1,14 @@
 """How many weights survive in which tensor: global, uniform, erk, lamp, or given tensor by tensor.
 
 An allocation is a function from a Budget to the number of weights each tensor keeps (a mapping name ->
-count that sums to ``budget.kept``), or to Groups of tensors that compete among themselves.
+count that sums to ``budget.kept``), or to Groups of tensors that compete among themselves. Where a pattern prunes blocks,
+channels or heads, it is their number: then "tensor" below means a group of such units, and "weight" a unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TypeAlias
@@ -26,6 +27,10 @@ class Budget:
     shape, in scope order. survivors: name -> weights not pruned yet: no tensor can keep more. scores:
     name -> scores (higher = keep). among: name -> bool tensor of the survivors, or None if nothing is
     pruned yet.
+
+    what: what is counted: "weights", "blocks", "units". least: name -> the fewest that it may keep. tensors: where a unit
+    is not one weight, name -> shape of the weight tensor that its units are parts of; an empty mapping where they are parts
+    of several. aliases: name -> what else a mapping may call it.
     """
 
     kept: int | None
@@ -33,11 +38,19 @@ class Budget:
     survivors: Mapping[str, int]
     scores: Mapping[str, Tensor]
     among: Mapping[str, Tensor] | None = None
+    what: str = "weights"
+    least: Mapping[str, int] | None = None
+    tensors: Mapping[str, torch.Size] | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Name -> number of weights, pruned ones included."""
         return {name: shape.numel() for name, shape in self.shapes.items()}
+
+    def least_of(self, names: Iterable[str]) -> int:
+        """The fewest weights that ``names`` may keep together."""
+        return sum(self.least[name] for name in names) if self.least else 0
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,16 @@ def erk(budget: Budget) -> dict[str, int]:
     prod(shape).
 
     For a matrix that is (n_in + n_out) / (n_in * n_out). A tensor whose density would exceed 1 stays
-    dense and the others are rescaled, so that the total is exact.
+    dense and the others are rescaled, so that the total is exact. Blocks are shared out as their weights are. ValueError
+    for units that span tensors (channels, heads): the rule speaks of the connections of one tensor.
     """
-    return _share(budget, {name: sum(shape) for name, shape in budget.shapes.items()})
+    shapes = budget.shapes if budget.tensors is None else budget.tensors
+    if not shapes:
+        raise ValueError(
+            "allocation 'erk' says how dense one weight tensor is, and channels, heads and hidden units lie in several; "
+            "take 'global', 'uniform', 'lamp' or a mapping name -> density"
+        )
+    return _share(budget, {name: sum(shapes[name]) for name in budget.shapes})
 
 
 def lamp(budget: Budget) -> list[Group]:
@@ -107,13 +127,14 @@ def by_density(densities: Mapping[str, float]) -> Allocation:
         given = _given(densities, budget)
         rest = tuple(name for name in budget.shapes if name not in given)
         fixed, room = sum(given.values()), sum(budget.survivors[name] for name in rest)
-        kept = fixed + room if budget.kept is None else budget.kept
-        if not fixed <= kept <= fixed + room:
+        low, high = fixed + budget.least_of(rest), fixed + room
+        kept = high if budget.kept is None else budget.kept
+        if not low <= kept <= high:
             size = sum(budget.sizes.values())
             raise ValueError(
-                f"{kept:,} of {size:,} weights cannot be kept: the densities given keep {fixed:,} and the "
-                f"other {len(rest)} tensors hold {room:,}, so that the density can be {fixed / size:.6g} to "
-                f"{(fixed + room) / size:.6g}"
+                f"{kept:,} of {size:,} {budget.what} cannot be kept: the densities given keep {fixed:,} and the "
+                f"other {len(rest)} tensors hold {room:,}, so that the density can be {low / size:.6g} to "
+                f"{high / size:.6g}"
             )
         groups = [Group((name,), count) for name, count in given.items()]
         return groups + [Group(rest, kept - fixed)] if rest else groups
@@ -168,33 +189,49 @@ def allocate(allocation: Allocation, budget: Budget) -> list[Group]:
             )
     total = sum(group.kept for group in groups)
     if budget.kept is not None and total != budget.kept:
-        raise ValueError(f"allocation {title!r} keeps {total:,} weights; {budget.kept:,} were asked for")
+        raise ValueError(
+            f"allocation {title!r} keeps {total:,} {budget.what}; {budget.kept:,} were asked for"
+        )
     return groups
 
 
-def apportion(weights: Mapping[str, int], room: Mapping[str, int], total: int) -> dict[str, int]:
-    """Split ``total`` in proportion to ``weights``, never more than ``room``: largest remainders, ties to
-    the earlier.
+def apportion(
+    weights: Mapping[str, int],
+    room: Mapping[str, int],
+    total: int,
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Split ``total`` in proportion to ``weights``, never more than ``room`` nor less than ``least``: largest
+    remainders, ties to the earlier.
 
     What does not fit into one is shared by the others in proportion. Exact (rational arithmetic).
 
     >>> apportion({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 9, "c": 9}, 6)
     {'a': 1, 'b': 3, 'c': 2}
+    >>> apportion({"a": 1, "b": 8}, {"a": 9, "b": 72}, 9, least={"a": 2, "b": 2})
+    {'a': 2, 'b': 7}
     """
-    if not 0 <= total <= sum(room.values()):
-        raise ValueError(f"cannot split {total:,} over room for {sum(room.values()):,}")
+    low = dict.fromkeys(weights, 0) if least is None else least
+    if not sum(low.values()) <= total <= sum(room.values()):
+        at_least = f" and at least {sum(low.values()):,}" if least else ""
+        raise ValueError(f"cannot split {total:,} over room for {sum(room.values()):,}{at_least}")
     ideal: dict[str, Fraction] = {}
     open_ = [name for name in weights if room[name] > 0]
     left = total
     while open_:
         rate = Fraction(left, sum(weights[name] for name in open_))
-        full = [name for name in open_ if rate * weights[name] >= room[name]]
-        if not full:
-            ideal.update((name, rate * weights[name]) for name in open_)
+        cut = {n: min(max(rate * weights[n], Fraction(low[n])), Fraction(room[n])) for n in open_}
+        surplus = sum(cut.values()) - left
+        if surplus == 0:
+            ideal.update(cut)
             break
-        ideal.update((name, Fraction(room[name])) for name in full)
-        left -= sum(room[name] for name in full)
-        open_ = [name for name in open_ if name not in full]
+        # Too much is held by those that must have their least, or too little by those that are full: they are settled,
+        # since what the others share moves the rate further that way.
+        bound = low if surplus > 0 else room
+        settled = [name for name in open_ if cut[name] == bound[name]]
+        ideal.update((name, Fraction(bound[name])) for name in settled)
+        left -= sum(bound[name] for name in settled)
+        open_ = [name for name in open_ if name not in settled]
     counts = {name: int(ideal.get(name, 0)) for name in weights}
     spare = total - sum(counts.values())
     by_remainder = sorted(ideal, key=lambda name: counts[name] - ideal[name])  # stable
@@ -204,7 +241,7 @@ def apportion(weights: Mapping[str, int], room: Mapping[str, int], total: int) -
 
 
 def _share(budget: Budget, weights: Mapping[str, int]) -> dict[str, int]:
-    return apportion(weights, budget.survivors, _kept(budget))
+    return apportion(weights, budget.survivors, _kept(budget), budget.least)
 
 
 def _kept(budget: Budget) -> int:
@@ -218,28 +255,54 @@ def _given(densities: Mapping[str, float], budget: Budget) -> dict[str, int]:
     for pattern, density in densities.items():
         if isinstance(density, bool) or not isinstance(density, int | float) or not 0 <= density <= 1:
             raise ValueError(f"the density of {pattern!r} must be in [0, 1] (got {density!r})")
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in budget.shapes):
-            names = list(budget.shapes)
-            near = closest(pattern, names, count=3) or names[:3]
-            raise ValueError(
-                f"allocation: no tensor in scope matches {pattern!r}; nearest: {', '.join(map(repr, near))}"
-            )
+    found, unmatched = asked_for(densities, budget.shapes, budget.aliases)
+    if unmatched:
+        known = [*budget.shapes, *(alias for called in budget.aliases.values() for alias in called)]
+        near = closest(unmatched[0], known, count=3) or known[:3]
+        raise ValueError(
+            f"allocation: no tensor in scope matches {unmatched[0]!r}; nearest: {', '.join(map(repr, near))}"
+        )
     counts = {}
-    for name, size in budget.sizes.items():
-        asked = {pattern: d for pattern, d in densities.items() if fnmatchcase(name, pattern)}
-        if name in densities:
-            asked = {name: densities[name]}
+    for name, asked in found.items():
+        size = budget.sizes[name]
         if len(set(asked.values())) > 1:
             both = " and ".join(f"{d} by {pattern!r}" for pattern, d in asked.items())
             raise ValueError(f"{name!r} is given density {both}: give it a density under its full name")
         for density in set(asked.values()):
-            counts[name] = round(density * size)
+            least = budget.least_of((name,))  # no layer is emptied, whatever is asked
+            counts[name] = max(round(density * size), least)
             if counts[name] > budget.survivors[name]:
                 raise ValueError(
                     f"{name!r} cannot have density {density}: that keeps {counts[name]:,}, and only "
                     f"{budget.survivors[name]:,} of {size:,} are not pruned yet"
                 )
     return counts
+
+
+def asked_for(
+    densities: Mapping[str, float], names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return each of ``names`` that is asked for -> {pattern: density}, and the patterns that match nothing.
+
+    A full name goes before patterns, and a name before another's alias (a layer may write several kinds of units).
+
+    >>> asked_for({"*": 0.5, "a": 0.1, "c": 1.0}, ["a", "b"], {"b": ("b.weight", "a")})
+    ({'a': {'a': 0.1}, 'b': {'*': 0.5}}, ['c'])
+    """
+    own = tuple(names)
+    unmatched = dict.fromkeys(densities)
+    found: dict[str, dict[str, float]] = {}
+    for name in own:
+        called = (name, *(alias for alias in aliases.get(name, ()) if alias not in own))
+        asked = {p: d for p, d in densities.items() if any(p == c or fnmatchcase(c, p) for c in called)}
+        exact = next((c for c in called if c in densities), None)
+        if exact is not None:
+            found[name] = {exact: densities[exact]}
+        elif asked:
+            found[name] = asked
+        for pattern in asked:
+            unmatched.pop(pattern, None)
+    return found, list(unmatched)
 
 
 def _lamp(name: str, budget: Budget) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
 
@@ -14,12 +13,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rewound import ranks
+from rewound.allocation import asked_for
 from rewound.parameters import local, parameters_by_name
 from rewound.plan import Plan, Until, kept_by_round
-from rewound.scope import Scope
+from rewound.rounds import Rounds
 from rewound.state import WEIGHT_PARTS, persistent_tensors
 from rewound.techniques import Technique
 from rewound.trace import Trace, hyper_parameters, scheduled
+
+NEED_DATA = ("gradient", "taylor", "taylor-weights", "taylor-gates")  # criteria that must see batches
 
 
 def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, ...]]:
@@ -57,9 +59,9 @@ def require_usable(scheduler: Any, extras: Sequence[Any], seed: Any, criterion: 
             )
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"'seed' must be a whole number (got {seed!r})")
-    if criterion == "gradient" and evidence is None:
+    if criterion in NEED_DATA and evidence is None:
         raise ValueError(
-            "criterion 'gradient' needs data: pass evidence=lambda model, scope: "
+            f"criterion {criterion!r} needs data: pass evidence=lambda model, scope: "
             "rewound.Evidence(model, scope, batches=..., loss=...)"
         )
 
@@ -76,12 +78,11 @@ def require_measured(until: Until, pretrained: bool, evaluate: Any) -> None:
 def make_plan(
     model: nn.Module,
     optimizer: Optimizer,
-    scope: Scope,
+    rounds: Rounds,
     technique: Technique,
     epochs: int,
     rate: float | None,
     until: Until | None,
-    allocation: Any,
     pretrained: bool,
     history: Trace | None,
     on_disk: bool,
@@ -97,41 +98,45 @@ def make_plan(
         _require_history(technique, epochs, history)
     scheduled(optimizer)  # an optimizer without a learning rate is refused
     by_tensor: tuple[dict[str, float], ...] = ()
-    if isinstance(allocation, Mapping):
-        kept, by_tensor = _by_tensor(scope, rate, until, allocation)
-        until = until or Until(density=kept[-1] / scope.size)
+    rate, until = rounds.schedule(rate, until)
+    units, size = rounds.units, sum(rounds.sizes.values())
+    if isinstance(rounds.allocation, Mapping):
+        kept, by_tensor = _by_tensor(rounds.sizes, units.aliases, rate, until, rounds.allocation)
+        until = until or Until(density=kept[-1] / size)
     elif until is None:
         raise ValueError("'until' must say when to stop: a density such as 0.05, '20x', '10 rounds'")
     else:
-        kept = kept_by_round(scope.size, rate, until)
+        kept = kept_by_round(size, rate, until)
     if not kept:
         raise ValueError(
-            f"until={until} prunes nothing of the {scope.size:,} weights in scope (rate {rate}); give a smaller density, a "
+            f"until={until} prunes nothing of the {size:,} {units.what} in scope (rate {rate}); give a smaller density, a "
             "ratio above 1x, or a higher rate"
         )
     needs = needed_snapshots(technique, epochs)
     sizes = _sizes(model, optimizer, extras)
+    covered = sum(shape.numel() for shape in units.covers.values())
     return Plan(
         technique=technique,
         epochs=epochs,
         retrain_epochs=t,
         until=until,
         kept=kept,
-        size=scope.size,
+        size=size,
         model_size=sum(p.numel() for p in parameters_by_name(model).values()),
-        tensors=len(scope.names),
+        tensors=len(rounds.sizes),
         pretrained=pretrained,
         snapshots=tuple(_told(epoch, parts) for epoch, parts in sorted(needs.items())),
-        disk_bytes=_disk_bytes(sizes, scope, needs, len(kept), until) if on_disk else 0,
+        disk_bytes=_disk_bytes(sizes, covered, needs, len(kept), until) if on_disk else 0,
         memory_bytes=0 if on_disk else _snapshot_bytes(sizes, needs, until),
         by_tensor=by_tensor,
+        what=units.what,
+        covered=covered,
     )
 
 
 def configuration(
     plan: Plan,
-    scope: Scope,
-    how: Mapping[str, Any],
+    rounds: Rounds,
     rate: float | None,
     seed: int,
     optimizer: Optimizer,
@@ -149,8 +154,8 @@ def configuration(
         "seed": seed,
         "pretrained": plan.pretrained,
         "history": None if history is None else _digest(history.values.tobytes()),
-        **{key: _spelled(value) for key, value in how.items()},
-        "scope": {name: list(scope.shapes[name]) for name in scope.names},
+        **{key: _spelled(value) for key, value in rounds.told.items()},
+        "scope": {name: list(rounds.scope.shapes[name]) for name in rounds.scope.names},
         "parameters": plan.model_size,
         "optimizer": type(optimizer).__name__,
         "groups": [
@@ -181,7 +186,11 @@ def _require_history(technique: Technique, epochs: int, history: Trace | None) -
 
 
 def _by_tensor(
-    scope: Scope, rate: float | None, until: Until | None, allocation: Mapping[str, float]
+    sizes: Mapping[str, int],
+    aliases: Mapping[str, tuple[str, ...]],
+    rate: float | None,
+    until: Until | None,
+    allocation: Mapping[str, float],
 ) -> tuple[tuple[int, ...], tuple[dict[str, float], ...]]:
     """Each named tensor loses ``rate`` of its survivors a round until it is at its own density; the others stay whole."""
     if until is not None and until.density is not None:
@@ -189,15 +198,14 @@ def _by_tensor(
             "an allocation by tensor says its own target densities; leave 'until' out, or give rounds or a metric"
         )
     own: dict[str, tuple[int, ...]] = {}
-    for name in scope.names:
-        density = next((d for pattern, d in allocation.items() if fnmatchcase(name, pattern)), None)
-        if density is not None:
-            if not 0 < density <= 1:
-                raise ValueError(f"the density of {name!r} must be in (0, 1] (got {density!r})")
-            own[name] = kept_by_round(scope.sizes[name], rate, Until(density=density))
-    unmatched = [p for p in allocation if not any(fnmatchcase(name, p) for name in scope.names)]
+    found, unmatched = asked_for(allocation, sizes, aliases)
+    for name, asked in found.items():
+        density = next(iter(asked.values()))
+        if not 0 < density <= 1:
+            raise ValueError(f"the density of {name!r} must be in (0, 1] (got {density!r})")
+        own[name] = kept_by_round(sizes[name], rate, Until(density=density))
     if unmatched:
-        raise ValueError(f"no tensor in scope is called {unmatched[0]!r}; in scope: {', '.join(scope.names)}")
+        raise ValueError(f"no tensor in scope is called {unmatched[0]!r}; in scope: {', '.join(sizes)}")
     rounds = max((len(kept) for kept in own.values()), default=0)
     if until is not None and until.rounds is not None:
         rounds = min(rounds, until.rounds)
@@ -206,13 +214,13 @@ def _by_tensor(
             f"an allocation by tensor that keeps everything prunes nothing (got {dict(allocation)!r})"
         )
     kept_at = [
-        {name: (kept or (scope.sizes[name],))[min(k, len(kept) - 1)] for name, kept in own.items()}
+        {name: (kept or (sizes[name],))[min(k, len(kept) - 1)] for name, kept in own.items()}
         for k in range(rounds)
     ]
-    whole_ones = sum(size for name, size in scope.sizes.items() if name not in own)
+    whole_ones = sum(size for name, size in sizes.items() if name not in own)
     return (
         tuple(whole_ones + sum(at.values()) for at in kept_at),
-        tuple({name: count / scope.sizes[name] for name, count in at.items()} for at in kept_at),
+        tuple({name: count / sizes[name] for name, count in at.items()} for at in kept_at),
     )
 
 
@@ -239,7 +247,7 @@ def _snapshot_bytes(sizes: Mapping[str, int], needs: Mapping[int, Sequence[str]]
 
 def _disk_bytes(
     sizes: Mapping[str, int],
-    scope: Scope,
+    covered: int,
     needs: Mapping[int, Sequence[str]],
     rounds: int,
     until: Until,
@@ -248,7 +256,7 @@ def _disk_bytes(
     and masks. Schedules are small beside them and not counted."""
     full = sum(sizes.values())
     replaced = full if until.metric else 0  # a good round is written before the one before it is deleted
-    return 3 * full + _snapshot_bytes(sizes, needs, until) + replaced + rounds * (scope.size // 8)
+    return 3 * full + _snapshot_bytes(sizes, needs, until) + replaced + rounds * (covered // 8)
 
 
 def _bytes(tensor: Any) -> int:
@@ -269,6 +277,8 @@ def _spelled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): float(v) for k, v in value.items()}
     # A partial or an object without a text of its own is printed with its address, another one in every process.
+    if value is None or isinstance(value, bool | int | float):
+        return value
     return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 

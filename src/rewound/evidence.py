@@ -3,6 +3,7 @@ for."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rewound.compaction.units import Group, Structure
 from rewound.movement import Movement
 from rewound.parameters import local, named_modules, parameters_by_name, unwrap_model, whole
 from rewound.scope import Scope, ScopeLike, as_scope
+
+
+def of_units(criterion: Any) -> Any:
+    """Mark a criterion as scoring units: it returns group name -> scores [units], from an Evidence that has a
+    ``structure``. A decorator; also for what takes options: ``of_units(functools.partial(taylor, flops=1e-3))``.
+
+    >>> of_units(lambda evidence: {}).of_units
+    True
+    """
+    criterion.of_units = True
+    return criterion
 
 
 class Evidence:
@@ -52,6 +65,13 @@ class Evidence:
         self._batches = batches
         self._loss = loss
         self._movement = movement
+        self.structure: Structure | None = None
+
+    def with_structure(self, structure: Structure) -> Evidence:
+        """Return the same evidence with the units to score; what was computed already is not computed again."""
+        other = copy.copy(self)
+        other.structure = structure
+        return other
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,6 +90,24 @@ class Evidence:
         parameters = parameters_by_name(self.model)
         return Computed(self.names, lambda w: w, lambda name: (whole(parameters[name].detach()),))
 
+    @property
+    def units(self) -> Structure:
+        """The units to score; ValueError where single weights are."""
+        if self.structure is None:
+            raise ValueError(
+                "this criterion scores units, and single weights are to be pruned: ask for a pattern of units "
+                "(pattern='channel', 'filter', 'head', 'unit', ...), or pass evidence.with_structure(find_units(...))"
+            )
+        return self.structure
+
+    def filters(self, group: Group) -> Tensor:
+        """The weights that write each unit of a group, side by side if several tensors do: [units, weights]."""
+        parameters = parameters_by_name(self.model)
+        if not group.writers:
+            raise ValueError(f"no weight writes the units of {group.name!r}: leave it out of the pattern")
+        parts = [s.entries(whole(parameters[s.tensor].detach())) for s in group.writers]
+        return torch.cat([part.to(parts[0].device) for part in parts], dim=1)
+
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
         """Name -> gradient of the loss, averaged over the batches; float32, or float64 for float64 weights.
@@ -79,6 +117,36 @@ class Evidence:
         DistributedDataParallel the gradients are averaged over the ranks, so that every rank decides the
         same. A weight that the loss does not depend on has gradient 0.
         """
+        batches, loss = self._data()
+        with self._differentiable():
+            sums = _mean_gradients(self.model, self.names, batches, loss)
+        return self.averaged(sums)
+
+    def for_each_batch(self, see: Callable[[Tensor, Any], None]) -> int:
+        """Call ``see(loss, input)`` after the forward pass of each batch, while its graph is there to be differentiated;
+        return the number of batches.
+
+        Mode, random numbers and what is put back: as for ``gradients``. For criteria that look at each batch by itself.
+        """
+        batches, loss = self._data()
+        count = 0
+        with self._differentiable():
+            for value, given in _losses(self.model, batches, loss):
+                see(value, given)
+                count += 1
+        return count
+
+    def averaged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors averaged over the ranks, in place, where the model is under DistributedDataParallel."""
+        if isinstance(self._given, nn.parallel.DistributedDataParallel):
+            import torch.distributed as dist
+
+            for total in tensors.values():
+                dist.all_reduce(total, group=self._given.process_group)
+                total /= dist.get_world_size(self._given.process_group)
+        return tensors
+
+    def _data(self) -> tuple[Iterable[tuple[Any, Any]], Callable[[Any, Any], Tensor]]:
         if self._batches is None or self._loss is None:
             missing = " and ".join(
                 n for n, v in (("batches", self._batches), ("loss", self._loss)) if v is None
@@ -87,22 +155,21 @@ class Evidence:
                 f"gradients need {missing}: pass evidence=Evidence(model, scope, "
                 "batches=[(input, target), ...], loss=function(output, target))"
             )
+        return self._batches, self._loss
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
         found = parameters_by_name(self.model)
-        frozen = [found[name] for name in self.names if not found[name].requires_grad]
+        writers = [] if self.structure is None else [s.tensor for g in self.structure for s in g.writers]
+        names = dict.fromkeys([*self.names, *writers])
+        frozen = [found[name] for name in names if not found[name].requires_grad]
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             _as_found(self.model, self.seed),
             _thawed(frozen),
         ):
-            sums = _mean_gradients(self.model, self.names, self._batches, self._loss)
-        if isinstance(self._given, nn.parallel.DistributedDataParallel):
-            import torch.distributed as dist
-
-            for total in sums.values():
-                dist.all_reduce(total, group=self._given.process_group)
-                total /= dist.get_world_size(self._given.process_group)
-        return sums
+            yield
 
     @cached_property
     def movement(self) -> dict[str, Tensor]:
@@ -175,6 +242,20 @@ def _mean_gradients(
     sharded = any(hasattr(p, "to_local") for p in parameters)
     everything = list(found.values())  # taken now: a forward pass swaps a sharded model's parameters
     steps = 0
+    for value, _ in _losses(model, batches, loss):
+        grads = _by_backward(everything, parameters, value) if sharded else _by_autograd(parameters, value)
+        for total, grad in zip(sums, grads):
+            if grad is not None:
+                total += whole(grad)
+        steps += 1
+    return {name: total.div_(steps) for name, total in zip(names, sums)}
+
+
+def _losses(
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor]
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield (loss, input) of each batch."""
+    empty = True
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise TypeError(f"'batches' must yield pairs (input, target) (got {type(batch).__name__})")
@@ -183,14 +264,10 @@ def _mean_gradients(
             raise ValueError(
                 "'loss' must return one differentiable number: a scalar tensor that depends on the model"
             )
-        grads = _by_backward(everything, parameters, value) if sharded else _by_autograd(parameters, value)
-        for total, grad in zip(sums, grads):
-            if grad is not None:
-                total += whole(grad)
-        steps += 1
-    if steps == 0:
+        empty = False
+        yield value, batch[0]
+    if empty:
         raise ValueError("'batches' yielded nothing (a generator that was used up?): pass a list or a loader")
-    return {name: total.div_(steps) for name, total in zip(names, sums)}
 
 
 def _forward(model: nn.Module, given: Any) -> Any:

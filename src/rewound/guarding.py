@@ -34,11 +34,13 @@ class Guard:
         parameters = parameters_by_name(model)
         mask.apply_(model)
         self._model = model
-        # A tensor from which nothing is pruned needs no guarding and costs nothing.
+        # A tensor from which nothing is pruned needs no guarding and costs nothing; nor does one that is frozen and that no
+        # optimizer holds (the frozen norm of a pruned channel): its zeros are written once.
+        held = _held(self.optimizer)
         self._guarded = {
             parameters[name]: _Zeroing(name, ~kept, parameters[name])
             for name, kept in mask.items()
-            if not bool(kept.all())
+            if not bool(kept.all()) and (parameters[name].requires_grad or id(parameters[name]) in held)
         }
         self._handles: list[RemovableHandle] = [
             _hooked(p, zeroing.gradient_hook(p.dtype)) for p, zeroing in self._guarded.items()
@@ -283,7 +285,8 @@ def guardable(optimizer: Optimizer, model: nn.Module, names: Iterable[str]) -> O
             "build the embedding with sparse=False and use Adam"
         )
     parameters, held, names = parameters_by_name(model), _held(optimizer), list(names)
-    absent = [name for name in names if name in parameters and id(parameters[name]) not in held]
+    trained = [name for name in names if name in parameters and parameters[name].requires_grad]
+    absent = [name for name in trained if id(parameters[name]) not in held]
     if absent:
         raise ValueError(
             f"this {type(optimizer).__name__} does not hold {len(absent)} of the {len(names)} parameters to prune "

@@ -32,7 +32,7 @@ class Live:
         self.optimizer = guardable(optimizer, model, self._names)
         modules = [m for extra in extras if isinstance(extra, nn.Module) for m in extra.modules()]
         fitting = [unwrap_model(module) for module in modules if full.fits(module)]
-        self._copies = tuple({id(module): module for module in fitting}.values())
+        self.copies = tuple({id(module): module for module in fitting}.values())
         self.guard: Guard | None = None
         self.replay: Replay | None = None
         self.recorder: Recorder | None = None
@@ -60,7 +60,7 @@ class Live:
             self.guard.remove()
             self.guard = None  # its bits are as large as the weights: gone before the next ones are made
         self.guard = Guard(self.optimizer, self.model, mask)
-        for copy in self._copies:
+        for copy in self.copies:
             mask.apply_(copy)
 
     def listen(self, trace: Trace | None) -> None:
@@ -92,7 +92,7 @@ class Live:
     def draw_fresh(self, initialize: Callable[[nn.Module, int], None], seed: int) -> None:
         """Draw fresh weights, and let averages of the weights begin anew from them."""
         initialize(self.model, seed)
-        for copy in self._copies:
+        for copy in self.copies:
             copy.load_state_dict(unwrap_model(self.model).state_dict())
         for extra in self.extras:
             if isinstance(extra, torch.optim.swa_utils.AveragedModel):

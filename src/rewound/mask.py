@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ class Mask(Mapping[str, Tensor]):
     a generator never holds more than one tensor beside the mask. The order (that of the scope) is kept.
     Treat what you read out of a mask as read-only.
 
+    ``units``: where whole units (channels, heads, blocks) were pruned, name -> (kept, size) in units. Half the channels is
+    about a quarter of the weights, so the mask tells both. Equality and fingerprint are about the tensors alone.
+
     Raises TypeError for a tensor that is not bool, ValueError for a mask without tensors.
 
     >>> import torch
@@ -43,11 +47,17 @@ class Mask(Mapping[str, Tensor]):
     3
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        units: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
         self._tensors = {name: _owned(name, tensor) for name, tensor in pairs}
         if not self._tensors:
             raise ValueError("a mask needs at least one tensor (got none)")
+        self._units = None if units is None else _counted(units)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -85,6 +95,26 @@ class Mask(Mapping[str, Tensor]):
         """Kept / total of each tensor."""
         return {name: kept / self[name].numel() for name, kept in self.counts.items()}
 
+    @property
+    def units(self) -> Mapping[str, tuple[int, int]] | None:
+        """Name -> (kept, size) in units; None where single weights were pruned."""
+        return None if self._units is None else MappingProxyType(self._units)
+
+    @property
+    def units_kept(self) -> int | None:
+        """Kept units of all names together, or None."""
+        return None if self._units is None else sum(kept for kept, _ in self._units.values())
+
+    @property
+    def units_size(self) -> int | None:
+        """Units of all names together, kept or pruned, or None."""
+        return None if self._units is None else sum(size for _, size in self._units.values())
+
+    @property
+    def unit_density(self) -> float | None:
+        """Kept / total in units, or None where single weights were pruned."""
+        return None if self._units is None else (self.units_kept or 0) / (self.units_size or 1)
+
     # -- comparing and combining -------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
@@ -107,11 +137,23 @@ class Mask(Mapping[str, Tensor]):
 
     def __and__(self, other: Mask) -> Mask:
         """Keep what both keep."""
-        return Mask((name, mine & theirs) for name, (mine, theirs) in self._pairs(other, "&"))
+        return self._combined(
+            other, Mask((name, mine & theirs) for name, (mine, theirs) in self._pairs(other, "&"))
+        )
 
     def __or__(self, other: Mask) -> Mask:
         """Keep what either keeps."""
-        return Mask((name, mine | theirs) for name, (mine, theirs) in self._pairs(other, "|"))
+        return self._combined(
+            other, Mask((name, mine | theirs) for name, (mine, theirs) in self._pairs(other, "|"))
+        )
+
+    def _combined(self, other: Mask, result: Mask) -> Mask:
+        """Let the units of either side hold on where they are still true: where the result is that side."""
+        for side in (self, other):
+            if side._units is not None and result == side:
+                result._units = side._units
+                break
+        return result
 
     def _pairs(self, other: Mask, sign: str) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         if not isinstance(other, Mask):
@@ -170,13 +212,16 @@ class Mask(Mapping[str, Tensor]):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the mask as a plain dict of strings, lists and bit-packed uint8 tensors (on the CPU)."""
-        return {
+        plain: dict[str, Any] = {
             "format": _FORMAT,
             "names": list(self),
             "shapes": [list(tensor.shape) for tensor in self.values()],
             "bits": [_pack(tensor) for tensor in self.values()],
             "fingerprint": self.fingerprint,
         }
+        if self._units is not None:
+            plain["units"] = {name: list(pair) for name, pair in self._units.items()}
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Mask:
@@ -185,7 +230,7 @@ class Mask(Mapping[str, Tensor]):
             raise ValueError(f"not a mask: a mapping with 'format' == {_FORMAT!r} is needed")
         try:
             rows = zip(plain["names"], plain["shapes"], plain["bits"])
-            mask = cls((name, _unpack(bits, shape)) for name, shape, bits in rows)
+            mask = cls(((name, _unpack(bits, shape)) for name, shape, bits in rows), units=plain.get("units"))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"not a mask, or a damaged one: {error}") from error
         if mask.fingerprint != plain.get("fingerprint"):
@@ -216,7 +261,10 @@ class Mask(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         tensors = f"{len(self)} tensor{'s' if len(self) > 1 else ''}"
-        return f"Mask(density {self.density:.3f}, {tensors}, {self.kept:,} of {self.size:,} kept)"
+        units = ""
+        if self._units is not None:
+            units = f"; {self.unit_density:.3f} of units, {self.units_kept:,} of {self.units_size:,}"
+        return f"Mask(density {self.density:.3f}, {tensors}, {self.kept:,} of {self.size:,} kept{units})"
 
     def __str__(self) -> str:
         rows = [("tensor", "shape", "kept", "size", "density")]
@@ -230,6 +278,8 @@ class Mask(Mapping[str, Tensor]):
             "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
             for row in rows
         ]
+        for name, (kept, size) in (self._units or {}).items():
+            lines.append(f"units of {name}: {kept:,} of {size:,}")
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -242,6 +292,16 @@ def _owned(name: str, tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         raise ValueError(f"the mask of {name!r} is empty: leave the tensor out")
     return whole(tensor.detach()).clone(memory_format=torch.contiguous_format)
+
+
+def _counted(units: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, pair in units.items():
+        kept, size = pair
+        if not (type(kept) is int and type(size) is int and 0 <= kept <= size and size > 0):
+            raise ValueError(f"the units of {name!r} must be (kept, size) in whole numbers (got {pair!r})")
+        found[name] = (kept, size)
+    return found
 
 
 def _pack(tensor: Tensor) -> Tensor:

@@ -157,7 +157,11 @@ def kept_by_round(size: int, rate: float | None, until: Until) -> tuple[int, ...
 
 @dataclass(frozen=True)
 class Plan:
-    """What a :class:`rewound.Run` will do; ``print`` it. Counts are exact, bytes and FLOPs are estimates."""
+    """What a :class:`rewound.Run` will do; ``print`` it. Counts are exact, bytes and FLOPs are estimates.
+
+    ``kept``, ``size`` and densities count what the pattern decides about: weights, blocks or units (``what``), in so many
+    ``tensors`` (or groups of units); ``covered`` parameters are what a mask of them covers.
+    """
 
     technique: Technique
     epochs: int
@@ -172,6 +176,8 @@ class Plan:
     disk_bytes: int
     by_tensor: tuple[Mapping[str, float], ...] = ()
     memory_bytes: int = 0
+    what: str = "weights"
+    covered: int = 0
 
     @property
     def rounds(self) -> int:
@@ -194,6 +200,18 @@ class Plan:
             return f"about {self.memory_bytes / 1e6:.3g} MB of snapshots"
         return "the schedule of each step, no weights"
 
+    @property
+    def _counted(self) -> str:
+        if self.what == "weights":
+            return f"{self.size:,} of {self.model_size:,} parameters, in {self.tensors} tensors"
+        groups = "groups" if self.what == "units" else "tensors"
+        covered = f"{self.covered:,} of {self.model_size:,} parameters"
+        return f"{self.size:,} {self.what} in {self.tensors} {groups}, made of {covered}"
+
+    @property
+    def _in_units(self) -> str:
+        return "" if self.what == "weights" else f"; counted in {self.what}"
+
     def to_dict(self) -> dict[str, object]:
         """Return the plan as JSON-able values."""
         return {
@@ -205,6 +223,8 @@ class Plan:
             "kept": list(self.kept),
             "densities": list(self.densities),
             "size": self.size,
+            "what": self.what,
+            "covered": self.covered,
             "model_size": self.model_size,
             "pretrained": self.pretrained,
             "snapshots": list(self.snapshots),
@@ -225,8 +245,8 @@ class Plan:
         lines = [
             f"Plan: {first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}",
             f"  technique  {self.technique.told}",
-            f"  scope      {self.size:,} of {self.model_size:,} parameters, in {self.tensors} tensors",
-            f"  density    1 -> {' -> '.join(shown)}   (until {self.until})",
+            f"  scope      {self._counted}",
+            f"  density    1 -> {' -> '.join(shown)}   (until {self.until}{self._in_units})",
             f"  snapshots  {'; '.join(self.snapshots) or 'none'}",
             f"  disk       about {self.disk_bytes / 1e6:.3g} MB"
             if self.disk_bytes

@@ -16,7 +16,9 @@ class Round:
 
     ``density`` counts the scope, ``density_total`` every parameter of the model; ``densities`` is by tensor. ``before``
     holds what ``evaluate`` gave right after pruning, ``metrics`` what was last logged, ``log`` one dict an epoch.
-    ``collapsed`` names the tensors of which nothing survived. ``sparse_flops`` counts surviving weights only.
+    ``collapsed`` names the tensors of which nothing survived. ``sparse_flops`` counts surviving weights only. ``units``
+    holds, where blocks or units were pruned, (kept, size) in units by name; the weights are then all parameters that the
+    mask covers.
     """
 
     index: int
@@ -32,6 +34,14 @@ class Round:
     collapsed: tuple[str, ...] = ()
     flops: float | None = None
     sparse_flops: float | None = None
+    units: dict[str, tuple[int, int]] | None = None
+
+    @property
+    def unit_density(self) -> float | None:
+        """Kept / total in units, or None where single weights are pruned."""
+        if self.units is None:
+            return None
+        return sum(kept for kept, _ in self.units.values()) / sum(size for _, size in self.units.values())
 
     @property
     def density(self) -> float:
@@ -48,13 +58,21 @@ class Round:
         plain = asdict(self)
         plain.update(density=self.density, density_total=self.density_total, collapsed=list(self.collapsed))
         plain["log"] = [dict(entry) for entry in self.log]
+        if self.units is None:
+            del plain["units"]
+        else:
+            plain.update(
+                units={n: list(pair) for n, pair in self.units.items()}, unit_density=self.unit_density
+            )
         return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Round:
         """Inverse of :meth:`to_dict`."""
-        known = {k: v for k, v in plain.items() if k not in ("density", "density_total")}
+        known = {k: v for k, v in plain.items() if k not in ("density", "density_total", "unit_density")}
         known.update(log=tuple(known["log"]), collapsed=tuple(known["collapsed"]))
+        if known.get("units") is not None:
+            known["units"] = {name: (kept, size) for name, (kept, size) in known["units"].items()}
         return cls(**known)
 
 
@@ -122,12 +140,24 @@ class Result:
     def __str__(self) -> str:
         names = list(dict.fromkeys(name for r in self.rounds for name in r.metrics))
         before = list(dict.fromkeys(name for r in self.rounds for name in r.before))
-        header = ["round", "density", "of model", "ratio", *names, *(f"{b} pruned" for b in before), "epochs"]
+        in_units = any(r.units is not None for r in self.rounds)
+        counted = ["of units"] * in_units
+        header = [
+            "round",
+            *counted,
+            "density",
+            "of model",
+            "ratio",
+            *names,
+            *(f"{b} pruned" for b in before),
+            "epochs",
+        ]
         rows, epochs = [], 0
         for r in self.rounds:
             epochs += r.epochs
             cells = [
                 str(r.index) + "*" * (r.index == self.best),
+                *([_number(r.unit_density)] if in_units else []),
                 f"{r.density:.4f}",
                 f"{r.density_total:.4f}",
             ]

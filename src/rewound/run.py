@@ -18,12 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from rewound import ranks
-from rewound.allocation import as_allocation
 from rewound.configuration import (
     configuration,
     make_plan,
@@ -31,7 +29,6 @@ from rewound.configuration import (
     require_measured,
     require_usable,
 )
-from rewound.criteria import as_criterion
 from rewound.damage import Damage, damage_of
 from rewound.evidence import Evidence
 from rewound.guarding import Guard, require_unguarded
@@ -39,13 +36,11 @@ from rewound.live import Live, number
 from rewound.mask import Mask
 from rewound.measure import cost
 from rewound.movement import watch_movement
-from rewound.parameters import parameters_by_name
-from rewound.patterns import as_pattern
 from rewound.plan import Plan, Until, parse_until
-from rewound.pruning import prune
 from rewound.reinitialize import reinitialize_
 from rewound.result import Result, Round
-from rewound.scope import as_scope
+from rewound.rounds import Rounds
+from rewound.smaller import Smaller
 from rewound.state import State, persistent_tensors
 from rewound.store import Store
 from rewound.techniques import Technique, learning_rate_rewinding, parse_technique
@@ -72,22 +67,27 @@ class Run:
         model, optimizer, scheduler: the user's own; wrappers (compile, DDP, Accelerate, Fabric) are looked through.
         epochs: T, the length of the original run.
         technique: a cell of the table in ``rewound.techniques``, or its text; default learning-rate rewinding, t = T.
-        rate: part of the survivors pruned in a round; None prunes once, to ``until``.
+        rate: part of the survivors pruned in a round; None prunes once, to ``until``. With a pattern of units ("channel") or
+            blocks, ``rate`` and the density of ``until`` count units; the rounds of the result tell units and weights.
         until: a density in (0, 1), "20x", "10 rounds", "accuracy drops 0.01", "mse rises 0.1", or a tuple of those. A
             metric that stops the run brings the last good round back.
-        criterion, pattern, allocation, scope: what :func:`rewound.prune` takes. An allocation by tensor says its own
-            target densities, and needs no ``until``.
+        criterion, pattern, allocation, scope, multiple, floor, allow: what :func:`rewound.prune` takes. An allocation by
+            tensor says its own target densities, and needs no ``until``; nor does "n:m", which prunes once, to n/m.
         evidence: ``function(model, scope) -> Evidence``, for a criterion that needs data.
         extras: what training depends on besides (GradScaler, EMA, sampler, torch.Generator): saved, rewound with the
             weights; modules among them (EMA copies) obey the mask.
         folder: where states are kept, so that a killed run goes on where it was when the same script starts again.
         seed: of everything this class draws itself (random criterion, fresh weights).
         evaluate: ``function(model) -> dict`` of metrics, called right after each pruning, before retraining.
-        example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count training FLOPs on.
+        example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count training FLOPs on, and to
+            find the units of the model with.
         pretrained: the model arrives trained, so there is no original run to record or to rewind weights to.
         history: what the original run of such a model used (``Trace.from_schedule(...)``); implies ``pretrained``.
         initialize: ``function(model, seed)`` that draws fresh weights in place, for re-initialisation.
         progress: ``function(run)``, called after every epoch.
+        shrink: with a pattern of units: what is pruned leaves the model where it stands, so that every round trains a smaller
+            and faster network, with the results of masked training. Parameters and optimizer stay the same objects;
+            ``rewound.coordinates(model)`` tells where their entries were. Masks stay those of the original network.
 
     Raises ``ValueError`` or ``TypeError`` for what cannot work, before anything is trained or written. While it runs,
     ``RuntimeError`` for an epoch without a step, a pruned weight that came back, or a folder that another process holds;
@@ -118,23 +118,21 @@ class Run:
         history: Trace | None = None,
         initialize: Callable[[nn.Module, int], None] | None = None,
         progress: Callable[[Run], None] | None = None,
+        multiple: int = 1,
+        floor: float | None = None,
+        allow: Any = "exact after fold",
+        shrink: bool = False,
     ) -> None:
         require_usable(scheduler, extras, seed, criterion, evidence)
         self.technique = parse_technique(technique)
-        self._how = {"criterion": criterion, "pattern": pattern, "allocation": allocation}
-        (
-            as_criterion(criterion),
-            as_pattern(pattern),
-            as_allocation(allocation),
-        )  # unknown names are refused now
-        self._scope = as_scope(model, scope)
+        caps = {"multiple": multiple, "floor": floor, "allow": allow}
+        self._pruning = Rounds(model, scope, criterion, pattern, allocation, example, caps)
+        self._scope, self.mask = self._pruning.scope, self._pruning.whole
         require_unguarded(model)
-        parameters = parameters_by_name(model)
-        scoped = ((name, parameters[name]) for name in self._scope.names)
-        self.mask = Mask((name, torch.ones(p.shape, dtype=torch.bool, device=p.device)) for name, p in scoped)
         self._live = live = Live(model, optimizer, scheduler, extras, self.mask)
         self._evidence, self._evaluate, self._example = evidence, evaluate, example
         self._initialize, self._progress = initialize or reinitialize_, progress
+        self._smaller = Smaller(live, example, self._pruning) if shrink else None
         if folder == "":
             raise ValueError(
                 "'folder' must be a path, or None to keep everything in memory (got an empty text)"
@@ -144,15 +142,16 @@ class Run:
         self._pretrained = pretrained or history is not None
         self._until = None if until is None else parse_until(until)
         self.plan: Plan = make_plan(
-            model, live.optimizer, self._scope, self.technique, epochs, rate, self._until, allocation,
+            model, live.optimizer, self._pruning, self.technique, epochs, rate, self._until,
             self._pretrained, history, folder is not None, live.extras,
         )  # fmt: skip
+        self._pruning.try_out(model, self.plan)
         require_measured(self.plan.until, self._pretrained, evaluate)
         self._T, self._t = epochs, self.plan.retrain_epochs
         self._needs = needed_snapshots(self.technique, epochs)
         self._configuration = configuration(
-            self.plan, self._scope, self._how, rate, self._seed, live.optimizer, scheduler, live.extras, history
-        )  # fmt: skip
+            self.plan, self._pruning, rate, self._seed, live.optimizer, scheduler, live.extras, history
+        ) | ({"shrink": True} if shrink else {})
         if criterion == "movement" and evidence is None:
             live.watch(watch_movement(live.optimizer, model, self._scope))
         self.round = 0
@@ -305,10 +304,11 @@ class Run:
         flops, sparse = self._flops(trace.steps)
         self._rounds.append(
             Round(
-                index=self.round, kept=self.mask.kept, size=self.plan.size, model_size=self.plan.model_size,
+                index=self.round, kept=self.mask.kept, size=self.mask.size, model_size=self.plan.model_size,
                 epochs=self._done, steps=trace.steps, densities=dict(self.mask.densities), before=self._before,
                 metrics=dict(metrics), log=tuple(self._log), flops=flops, sparse_flops=sparse,
                 collapsed=tuple(name for name, count in self.mask.counts.items() if count == 0),
+                units=None if self.mask.units is None else dict(self.mask.units),
             )
         )  # fmt: skip
         mask = self.mask.to_plain() if self.round else None
@@ -330,8 +330,11 @@ class Run:
                 f"the model has the weights of round {self._best} again"
             )
             good = self._store.fetch("good", self._best)
+            mask = Mask.from_plain(good["mask"])
+            if self._smaller is not None:
+                self._smaller.become(mask)
             self._live.restore(State.from_plain(good["state"]))
-            self._set_mask(Mask.from_plain(good["mask"]))
+            self._set_mask(mask)
             return True
         self._best = self.round
         if until.metric is not None:
@@ -351,18 +354,16 @@ class Run:
         """Prune, put weights and clock where the technique says, and replay what its lr rule gives."""
         assert self._store is not None
         following = self.round + 1
-        density = self.plan.kept[following - 1] / self.plan.size
-        allocation = self.plan.by_tensor[following - 1] if self.plan.by_tensor else self._how["allocation"]
-        evidence = self._make_evidence(following)
-        mask = ranks.together(lambda: prune(
-            self._live.model, density, criterion=self._how["criterion"], pattern=self._how["pattern"],
-            allocation=allocation, scope=self._scope, mask=self.mask, evidence=evidence, example=self._example,
-        ))  # fmt: skip
+        model = self._live.model if self._smaller is None else self._smaller.twin()
+        evidence = self._make_evidence(model, following)
+        mask = ranks.together(lambda: self._pruning.mask(model, self.plan, following, self.mask, evidence))
         mask = Mask.from_plain(ranks.from_first(mask.to_plain())) if ranks.world_size() > 1 else mask
-        self._damage = damage_of(self._live.model, self.mask, mask)
+        self._damage = damage_of(model, self.mask, mask)
         # A technique that cannot go on (a last lr of zero) is refused here, before anything of the round is done.
         trace = self._retraining_trace()
         self.round, self._done, self._log = following, 0, []
+        if self._smaller is not None:
+            self._smaller.follow(mask)
         self._rewind()
         self._set_mask(mask)
         self._before = ranks.together(lambda: self._live.evaluated(self._evaluate))
@@ -380,15 +381,19 @@ class Run:
         assert self._store is not None
         for epoch, parts in self._needs.items():
             state = State.from_plain(self._store.fetch("rewind" if epoch else "initial", epoch))
-            self._live.restore(State(**{part: getattr(state, part) for part in parts}))
+            state = State(**{part: getattr(state, part) for part in parts})
+            self._live.restore(state if self._smaller is None else self._smaller.cut(state))
         if self.technique.weights == "fresh":
-            self._live.draw_fresh(self._initialize, self._seed_of(self.round))
+            initialize = (
+                self._initialize if self._smaller is None else self._smaller.initializing(self._initialize)
+            )
+            self._live.draw_fresh(initialize, self._seed_of(self.round))
         if self.technique.state_rule == "fresh":
             self._live.forget_slots()
 
     def _set_mask(self, mask: Mask) -> None:
         self.mask = mask
-        self._live.protect(mask)
+        self._live.protect(mask if self._smaller is None else self._smaller.guarded(mask))
 
     def _retraining_trace(self) -> Trace | None:
         if self._t == 0:
@@ -398,11 +403,10 @@ class Run:
         steps = self._recorded.last_epochs(self._t).steps
         return self.technique.replayed(self._recorded, steps, self._damage)
 
-    def _make_evidence(self, following: int) -> Evidence:
+    def _make_evidence(self, model: nn.Module, following: int) -> Evidence:
         if self._evidence is not None:
-            return self._evidence(self._live.model, self._scope)
-        live = self._live
-        return Evidence(live.model, self._scope, movement=live.movement, seed=self._seed_of(following))
+            return self._evidence(model, self._scope)
+        return Evidence(model, self._scope, movement=self._live.movement, seed=self._seed_of(following))
 
     def _seed_of(self, round: int) -> int:
         return (self._seed * 1_000_003 + round) % 2**63  # torch takes no larger ones
@@ -435,6 +439,8 @@ class Run:
         self._rounds = [Round.from_dict(r) for r in progress["rounds"]]
         self._log, self._before = [dict(entry) for entry in progress["log"]], dict(progress["before"])
         self._damage = Damage(*progress["damage"])
+        if self.round and self._smaller is not None:
+            self._smaller.become(Mask.from_plain(progress["mask"]))
         self._live.restore(State.from_plain(content["state"]))
         if self.round == 0 and self._pretrained:
             return
@@ -478,10 +484,10 @@ class Run:
             return None, None
         if self._flops_of_step is None:
             self._flops_of_step = cost.training_flops(self._live.model, self._example)
-        mask = self.mask if self.round else None
+        mask = self.mask if self.round and self._smaller is None else None
         sparse = (
             self._flops_of_step
-            if mask is None
+            if self.round == 0
             else cost.training_flops(self._live.model, self._example, mask)
         )
         return steps * self._flops_of_step, steps * sparse

@@ -51,7 +51,15 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_bundled_tasks_are_known():
-    assert set(TASKS) == {"digits", "digits-resnet", "diabetes", "fashion-mnist", "cifar-10", "imagenet"}
+    assert set(TASKS) == {
+        "digits",
+        "digits-resnet",
+        "diabetes",
+        "fashion-mnist",
+        "cifar-10",
+        "imagenet",
+        "translation",
+    }
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-resnet", "diabetes"])

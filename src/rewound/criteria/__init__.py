@@ -2,7 +2,8 @@
 
 A criterion of your own is any function that takes an Evidence and returns a mapping name -> scores, one
 floating-point tensor of the weight's shape for every name in ``evidence.names``; pass it in place of a
-name.
+name. One that scores channels, heads or hidden units as such is decorated with ``of_units`` and returns group name ->
+scores [units] for the groups of ``evidence.units``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from rewound.criteria.batch_norm_scale import batch_norm_scale
+from rewound.criteria.filter_norm import l1, l2
+from rewound.criteria.geometric_median import fpgm
 from rewound.criteria.gradient import gradient
 from rewound.criteria.magnitude import magnitude
 from rewound.criteria.movement import movement
 from rewound.criteria.random import random
+from rewound.criteria.taylor import taylor, taylor_gates, taylor_weights
 from rewound.evidence import Evidence
 from rewound.spelling import unknown
 
@@ -26,6 +31,14 @@ CRITERIA: dict[str, Criterion] = {
     "random": random,
     "gradient": gradient,
     "movement": movement,
+    # of units: channels, heads, hidden units
+    "l1": l1,
+    "l2": l2,
+    "batch-norm scale": batch_norm_scale,
+    "fpgm": fpgm,
+    "taylor": taylor,
+    "taylor-weights": taylor_weights,
+    "taylor-gates": taylor_gates,
 }
 
 

@@ -49,6 +49,7 @@ def task_of(recipe: Recipe) -> Any:
 
 def run_options(recipe: Recipe, task: Any, technique: str, seed: int) -> dict[str, Any]:
     """Return what a recipe says to ``Run``, beside what the task says."""
+    from rewound.configuration import NEED_DATA
     from rewound.evidence import Evidence
     from rewound.scope import find_scope
     from rewound.techniques import parse_technique
@@ -63,7 +64,7 @@ def run_options(recipe: Recipe, task: Any, technique: str, seed: int) -> dict[st
         )
 
     evidence = None
-    if recipe.criterion == "gradient":  # the others need no data, or watch the training
+    if recipe.criterion in NEED_DATA:  # the others need no data, or watch the training
 
         def evidence(pruned: Any, found: Any) -> Evidence:
             return Evidence(pruned, found, batches=task.batches(0, seed), loss=task.loss, seed=seed)
@@ -75,6 +76,9 @@ def run_options(recipe: Recipe, task: Any, technique: str, seed: int) -> dict[st
         "criterion": recipe.criterion,
         "pattern": recipe.pattern,
         "allocation": recipe.allocation,
+        "multiple": recipe.multiple,
+        "floor": recipe.floor,
+        "allow": recipe.allow,
         "scope": scope,
         "evidence": evidence,
     }
@@ -121,7 +125,7 @@ def _watcher(index: int, metric: str, report: Callable[[dict[str, Any]], None]) 
     """Return what a Run calls after every epoch: one event, with the epochs done since the very first."""
 
     def watch(run: Any) -> None:
-        plan, done = run.plan, run.epoch + 1
+        plan, done, in_units = run.plan, run.epoch + 1, run.mask.unit_density
         if run.round:
             done = plan.epochs + run.round * plan.retrain_epochs - (plan.epochs - done)
         report(
@@ -130,7 +134,7 @@ def _watcher(index: int, metric: str, report: Callable[[dict[str, Any]], None]) 
                 "kind": "epoch",
                 "done": done,
                 "round": run.round,
-                "density": run.density,
+                "density": run.density if in_units is None else in_units,
                 "value": run.logged.get(metric, float("nan")),
             }
         )

@@ -11,6 +11,7 @@ EXTRAS = {
     "tasks": {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "PIL": "pillow"},
     "huggingface": {"transformers": "transformers", "accelerate": "accelerate"},
     "lightning": {"lightning": "lightning"},
+    "translation": {"tokenizers": "tokenizers", "sacrebleu": "sacrebleu"},
 }
 
 

@@ -21,6 +21,7 @@ rate = 0.2                  # the fraction of the survivors that a round prunes;
 until = 0.05                # a density; or "20x", "10 rounds", "accuracy drops 0.01"; or a list of these
 
 criterion = "magnitude"     # which weights go: the smallest; or "gradient", "movement", "random"
+pattern = "weight"          # what goes together; "channel", "filter", "head", "hidden unit", "unit"; "4x1" blocks; "2:4"
 allocation = "global"       # how many from each tensor: "global", "uniform", "erk", "lamp"
 data_order = "rewind"       # an epoch has the same batches in every round; "fresh": new ones
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rewound.experiment.statistics import Results, curve, finished, original, spreads
+from rewound.experiment.statistics import Results, curve, finished, in_units, original, spreads
 from rewound.experiment.table import counted, ratio
 
 # Okabe and Ito's palette, in an order that keeps neighbours apart for colour-blind eyes and on light paper
@@ -91,7 +91,8 @@ def _dress(axes: Any, results: Results, low: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{d:g}"))
-    axes.set_xlabel("density (kept / prunable weights)", color=INK)
+    what = "units" if in_units(results) else "weights"
+    axes.set_xlabel(f"density (kept / prunable {what})", color=INK)
     axes.set_ylabel(f"validation {metric}", color=INK)
     top = axes.secondary_xaxis("top")
     top.xaxis.set_major_locator(FixedLocator(ticks))

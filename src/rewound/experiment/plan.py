@@ -71,13 +71,13 @@ def check_evaluation(recipe: Recipe, task: Any) -> None:
 def _plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
     from rewound.measure.cost import training_flops
     from rewound.run import Run
-    from rewound.tasks import first_batch
+    from rewound.tasks import example_of
 
     seed = recipe.seeds[0]
     epochs = recipe.epochs or task.epochs
     model = task.model(seed)
     optimizer = task.optimizer(model)
-    example = first_batch(task, seed)[0]
+    example = example_of(task, seed)
     plan = Run(
         model,
         optimizer,
@@ -96,6 +96,8 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
     """Set the plan for people."""
     first = plan["techniques"][0]
     share = f"{first['size']:,} of {first['model_size']:,} weights"
+    if first["what"] != "weights":
+        share = f"{first['size']:,} {first['what']}, made of {first['covered']:,} of {first['model_size']:,} weights"
     arms = f"{counted(len(plan['techniques']), 'technique')} x {counted(len(plan['seeds']), 'seed')}"
     pace = f"{plan['workers']} at a time, each on {counted(plan['threads'], 'thread')}"
     most = "at the most " if any(one["at_most"] for one in plan["techniques"]) else ""

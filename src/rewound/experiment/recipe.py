@@ -85,6 +85,10 @@ def _allocation(value: object) -> str | dict[str, float]:
     )
 
 
+def _pattern(value: object) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else _texts(value)
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 
@@ -117,8 +121,11 @@ class Recipe(BaseModel):
     rate: Annotated[float | str, PlainValidator(_rate)] = 0.2
     until: Annotated[Any, PlainValidator(_until)] = None
     criterion: str = "magnitude"
-    pattern: str = "weight"
+    pattern: Annotated[Any, PlainValidator(_pattern)] = "weight"
     allocation: Annotated[Any, PlainValidator(_allocation)] = "global"
+    multiple: int = Field(default=1, ge=1)
+    floor: float | None = Field(default=None, ge=0, le=1)
+    allow: str = "exact after fold"
     scope: ScopeTable = ScopeTable()
     data_order: Literal["rewind", "fresh"] = "rewind"
     threads: int = Field(default=1, ge=1)
@@ -127,8 +134,9 @@ class Recipe(BaseModel):
 
     @property
     def target(self) -> Any:
-        """``until``; left out, density 0.05, or what an allocation by tensor says itself."""
-        return 0.05 if self.until is None and isinstance(self.allocation, str) else self.until
+        """``until``; left out, density 0.05, or what an allocation by tensor or a pattern n:m says itself."""
+        says_itself = not isinstance(self.allocation, str) or ":" in self.pattern
+        return 0.05 if self.until is None and not says_itself else self.until
 
     @property
     def place(self) -> Path:

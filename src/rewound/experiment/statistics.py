@@ -44,6 +44,16 @@ def techniques(results: Results) -> list[str]:
     return list(dict.fromkeys(arm["technique"] for arm in finished(results)))
 
 
+def density_of(done: Mapping[str, Any]) -> float:
+    """Return the density of a round in what its run prunes: weights, or units where it prunes units."""
+    return done.get("unit_density") or done["density"]
+
+
+def in_units(results: Results) -> bool:
+    """Return whether densities count units."""
+    return any("unit_density" in done for arm in finished(results) for done in arm["rounds"])
+
+
 def curve(arm: Arm, metric: str) -> dict[float, float]:
     """Return density -> validation metric after retraining; the original run stands at density 1.
 
@@ -54,7 +64,7 @@ def curve(arm: Arm, metric: str) -> dict[float, float]:
     for done in arm["rounds"][: arm.get("best", len(arm["rounds"])) + 1]:
         value = done["metrics"].get(metric)
         if value is not None and math.isfinite(value):
-            points.setdefault(round(done["density"], 6), value)
+            points.setdefault(round(density_of(done), 6), value)
     return points
 
 
@@ -65,7 +75,7 @@ def controls(results: Results) -> dict[str, Spread]:
     for arm in finished(results):
         last = arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
         value = last["metrics"].get(name)
-        if last["density"] == 1 and last["index"] > 0 and value is not None and math.isfinite(value):
+        if density_of(last) == 1 and last["index"] > 0 and value is not None and math.isfinite(value):
             found.setdefault(arm["technique"], []).append(value)
     return {technique: Spread.of(values) for technique, values in found.items()}
 
@@ -75,7 +85,16 @@ def last_densities(results: Results) -> dict[str, Spread]:
     found: dict[str, list[float]] = {}
     for arm in finished(results):
         last = arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
-        found.setdefault(arm["technique"], []).append(last["density"])
+        found.setdefault(arm["technique"], []).append(density_of(last))
+    return {technique: Spread.of(values) for technique, values in found.items()}
+
+
+def last_parameters(results: Results) -> dict[str, Spread]:
+    """Return technique -> spread over seeds of the share of all parameters that the network at the end has."""
+    found: dict[str, list[float]] = {}
+    for arm in finished(results):
+        last = arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
+        found.setdefault(arm["technique"], []).append(last["density_total"])
     return {technique: Spread.of(values) for technique, values in found.items()}
 
 

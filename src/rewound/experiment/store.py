@@ -94,6 +94,9 @@ def key_of(recipe: Recipe) -> str:
     plain = recipe.model_dump(mode="json", exclude={"name", "techniques", "seeds", "workers", "folder"})
     source = task_file(recipe)
     plain["task"], plain["until"] = task_name(recipe.task), recipe.target
+    for late in ("multiple", "floor", "allow"):  # as they were before there were these keys, keys must stay
+        if plain[late] == Recipe.model_fields[late].default:
+            del plain[late]
     plain["source"] = hashlib.sha256(source.read_bytes()).hexdigest() if source else None
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -13,8 +13,11 @@ from rewound.experiment.statistics import (
     Spread,
     common_densities,
     controls,
+    density_of,
     finished,
+    in_units,
     last_densities,
+    last_parameters,
     milestones,
     spreads,
     techniques,
@@ -45,6 +48,9 @@ def make_table(results: Results) -> Table:
     ends = last_densities(results)
     if len({d for spread in ends.values() for d in (spread.low, spread.high)}) > 1:
         rows += [("density", "at the end", *(_cell(ends.get(name), "{:.3g}".format) for name in names))]
+    if in_units(results):
+        shares = last_parameters(results)
+        rows += [("of parameters", "at the end", *(_cell(shares.get(n), "{:.3g}".format) for n in names))]
     rows += [("test", "at the end", *(_cell(_over_seeds(results, name, "test", metric)) for name in names))]
     rows += [("search cost", "epochs", *(_cost(results, name, "epochs") for name in names))]
     rows += [("of a seed", "FLOPs", *(_cost(results, name, "flops") for name in names))]
@@ -58,6 +64,11 @@ def make_table(results: Results) -> Table:
         "Search cost: training epochs, and dense training FLOPs (2 x multiply-adds), of all rounds, the "
         "original run included.",
     ]
+    if in_units(results):
+        notes.append(
+            "Densities and ratios count units (or blocks); of the parameters more or fewer go with them: half the channels of "
+            "every layer is about a quarter of its weights."
+        )
     rounds = max((len(arm["rounds"]) - 1 for arm in finished(results)), default=0)
     if rounds and not dense:
         notes.append(
@@ -67,7 +78,7 @@ def make_table(results: Results) -> Table:
         )
     empty = [arm for arm in finished(results) if any(r.get("collapsed") for r in arm["rounds"])]
     if empty:
-        first = max(r["density"] for arm in empty for r in arm["rounds"] if r.get("collapsed"))
+        first = max(density_of(r) for arm in empty for r in arm["rounds"] if r.get("collapsed"))
         notes.append(
             f"In {counted(len(empty), 'run')} nothing survived of some tensor (layer collapse), from density "
             f"{first:.3g} on; other allocations (uniform, erk, lamp) spread the pruning more evenly."

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from rewound.parameters import parameters_by_name, tied_names, unwrap_model
+from rewound.untouched import as_found, call_of
 
 TRAINING_FACTOR = 3  # the forward pass, and as much again for each of the inputs' and the weights' gradients
 
@@ -84,8 +86,8 @@ def flops_by_weight(model: nn.Module, example: Any) -> dict[str, int]:
     tensors = dict([*inner.named_parameters(remove_duplicate=False), *inner.named_buffers()])
     sharded = any(hasattr(t, "to_local") for t in tensors.values())
     metas = {id(t): _whole_shape(t) for t in tensors.values()}
-    args, kwargs = _call(example)
-    with _as_found(inner):
+    args, kwargs = call_of(example)
+    with as_found(inner):
         if sharded:
             _drop_sharding_hooks(inner)
         try:
@@ -102,7 +104,7 @@ def flops_by_weight(model: nn.Module, example: Any) -> dict[str, int]:
                 ) from error
             device = next((t.device for t in tensors.values()), None)
             args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
-            with _without_onednn(), _Counter(parameters_by_name(model)) as counter:
+            with _as_products(), _Counter(parameters_by_name(model)) as counter:
                 inner(*args, **kwargs)
     return counter.counts
 
@@ -144,7 +146,7 @@ def _whole_shape(tensor: Tensor) -> Tensor:
 
 
 def _drop_sharding_hooks(model: nn.Module) -> None:
-    """Take away the hooks by which FSDP2 gathers parameters, until :func:`_as_found` puts the modules back."""
+    """Take away the hooks by which FSDP2 gathers parameters, until :func:`rewound.untouched.as_found` puts the modules back."""
     for module in model.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = getattr(module, kind).items()
@@ -158,12 +160,6 @@ def _is_of_torch_distributed(hook: Any) -> bool:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
 
 
 def _checked(model: nn.Module, mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -183,33 +179,9 @@ def _checked(model: nn.Module, mask: Mapping[str, Tensor] | None) -> dict[str, T
 
 
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside; attributes (mode, caches), buffers and random state put back
-    after."""
-    attributes = [(m, dict(vars(m))) for m in model.modules()]
-    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    gpus = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused operation has no formula
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, found in attributes:
-            now = vars(module)
-            for name in [n for n in now if n not in found]:
-                del now[name]
-            now.update(found)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Run recurrent layers as the matrix products they are: oneDNN's fused operation has no formula."""
+def _as_products() -> Iterator[None]:
+    """Run recurrent layers and attention as the matrix products they are: the CPU's fused operations have no formula."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says here that Intel GPUs are absent
-        with torch.backends.mkldnn.flags(enabled=False):
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             yield

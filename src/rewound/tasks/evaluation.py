@@ -45,6 +45,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def outputs(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
+    """Return what ``model`` makes of ``inputs`` (a tensor, or a tuple of positional arguments), moved to ``device``.
+
+    >>> outputs(nn.Bilinear(1, 1, 2), (torch.ones(3, 1), torch.ones(3, 1)), torch.device("cpu")).shape
+    torch.Size([3, 2])
+    """
+    if isinstance(inputs, tuple):
+        return model(*(part.to(device) for part in inputs))
+    return model(inputs.to(device))
+
+
 @contextmanager
 def random_state_kept(model: nn.Module) -> Iterator[None]:
     """Put the global generators of the CPU and of the model's device back as they were, after what is inside."""
@@ -55,7 +66,7 @@ def random_state_kept(model: nn.Module) -> Iterator[None]:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor | tuple[Tensor, ...], Tensor]],
     metrics: Sequence[str | Metric],
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, float]:
@@ -67,14 +78,14 @@ def evaluate(
     >>> evaluate(nn.Identity(), [(x, x)], ["mse"], nn.functional.mse_loss)
     {'loss': 0.0, 'mse': 0.0}
     """
-    device, outputs, targets, total = device_of(model), [], [], 0.0
+    device, found, targets, total = device_of(model), [], [], 0.0
     with evaluating(model):
         for x, y in batches:
-            output = model(x.to(device)).cpu()
+            output = outputs(model, x, device).cpu()
             total += float(loss(output, y)) * len(y)
-            outputs.append(output)
+            found.append(output)
             targets.append(y)
-    output, target = torch.cat(outputs), torch.cat(targets)
+    output, target = torch.cat(found), torch.cat(targets)
     chosen = [as_metric(metric) for metric in metrics]
     return {"loss": total / len(target)} | {m.name: m(output, target) for m in chosen}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 def find_folder(
     name: str, wanted: Sequence[str], advice: str, folder: str | Path | None = None, known: Sequence[str] = ()
 ) -> Path:
-    """Return the first folder that holds all of ``wanted`` (each a file or folder; "a|b": either of them).
+    """Return the first folder that holds all of ``wanted`` (each a file or folder, or a pattern such
+    as "*.tsv"; "a|b": either of them).
 
     Looked in: ``folder`` alone if it is given; else $REWOUND_DATA/<name>, $REWOUND_DATA, ./data/<name> and
     ``known``. Raises ``FileNotFoundError`` with ``advice`` (what to get) and the place to put it.
@@ -22,7 +23,7 @@ def find_folder(
         places = [Path(root).expanduser() / name, Path(root).expanduser()] if root else []
         places += [Path("data") / name, *map(Path, known)]
     for place in places:
-        if all(any((place / one).exists() for one in item.split("|")) for item in wanted):
+        if all(any(any(place.glob(one)) for one in item.split("|")) for item in wanted):
             return place
     raise FileNotFoundError(
         f"{name} is not there: get {advice} and put it in {places[0]}"

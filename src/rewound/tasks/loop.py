@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from rewound.parameters import unwrap_model
 from rewound.result import Result
 from rewound.run import Run
-from rewound.tasks.evaluation import device_of, has_batch_norm, random_state_kept, recalibrated
-from rewound.tasks.task import Task
+from rewound.tasks.evaluation import device_of, has_batch_norm, outputs, random_state_kept, recalibrated
+from rewound.tasks.task import Inputs, Task
 
 RECALIBRATION_BATCHES = 100  # a mean over some ten thousand examples; all of ImageNet would be waste
 
@@ -39,11 +39,14 @@ def train_epoch(
     """
     device, total, seen, steps = device_of(model), 0.0, 0, 0
     model.train()
+    largest_norm = getattr(task, "clip_norm", None)
     for x, y in task.batches(epoch, seed, round):
-        x, y = x.to(device), y.to(device)
+        y = y.to(device)
         optimizer.zero_grad()
-        loss = task.loss(model(x), y)
+        loss = task.loss(outputs(model, x, device), y)
         loss.backward()
+        if largest_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -58,12 +61,18 @@ def train_epoch(
     return total / seen
 
 
-def first_batch(task: Task, seed: int) -> tuple[Tensor, Tensor]:
+def first_batch(task: Task, seed: int) -> tuple[Inputs, Tensor]:
     """Return the first training batch; ``ValueError`` where the task gives none."""
     batch = next(iter(task.batches(0, seed)), None)
     if batch is None:
         raise ValueError(f"task {task.name!r} has no data to train on: its batches(0, {seed}) gave no batch")
     return batch
+
+
+def example_of(task: Task, seed: int) -> Inputs:
+    """Return the inputs of one step, to count FLOPs on: the task's ``example``, or else those of its first batch."""
+    own = getattr(task, "example", None)
+    return first_batch(task, seed)[0] if own is None else own
 
 
 def drive(
@@ -98,7 +107,7 @@ def drive(
         seed=seed,
         progress=progress,
         evaluate=lambda pruned: before_retraining(task, pruned, seed),
-        example=first_batch(task, seed)[0],
+        example=example_of(task, seed),
         **{"initialize": lambda pruned, number: draw_again_(task, pruned, number), **run_options},
     )
     for epoch in run:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,12 +22,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rewound.spelling import nearest
 
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
+
 
 class Task(Protocol):
     """Data, a model and the recipe that trains it.
 
     ``name``: what reports call it. ``metric``: the entry of :meth:`evaluate` that decides, and
-    ``higher_is_better`` its direction. ``epochs``: the default length T of training.
+    ``higher_is_better`` its direction. ``epochs``: the default length T of training. A task may have two members
+    more. ``clip_norm``: gradients are clipped to so large a norm before every step. ``example``: the inputs of a step
+    of about mean size, where the first batch is none such.
     """
 
     @property
@@ -51,8 +55,11 @@ class Task(Protocol):
         """Return the schedule of ``steps`` = T steps, stepped after every one of them; None: constant."""
         ...
 
-    def batches(self, epoch: int, seed: int, round: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch's training batches (inputs, targets) in an order that the arguments decide."""
+    def batches(self, epoch: int, seed: int, round: int = 0) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield an epoch's training batches (inputs, targets) in an order that the arguments decide.
+
+        A model of several arguments gets them as a tuple of tensors.
+        """
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor: ...
@@ -70,6 +77,7 @@ TASKS = {
     "fashion-mnist": "fashion_mnist:fashion_mnist",
     "cifar-10": "cifar10:cifar_10",
     "imagenet": "imagenet:imagenet",
+    "translation": "translation:translation",
 }
 # what an option must be, told by its default: (the default's type, in words, types that fit); the first counts
 _KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (
