@@ -201,3 +201,29 @@ def test_what_cannot_shrink_is_refused_at_once():
         build(pattern="weight", until=0.5)
     with pytest.raises(ValueError, match="movement"):
         build(criterion="movement")
+
+
+def test_a_network_that_is_compact_already_shrinks_further():
+    torch.manual_seed(1)
+    model = Net().double()
+    mask = rewound.prune(model, 0.7, pattern="unit", example=EXAMPLE)
+    small = rewound.compact(model, mask, torch.randn_like(EXAMPLE))
+    sizes = [p.numel() for p in small.parameters()]
+    run = rewound.Run(
+        small, sgd(small.parameters()), epochs=2, technique="weight-rewinding:1ep", rate=0.3,
+        until=("loss rises 0.5", "2 rounds"), pattern="unit", example=EXAMPLE, shrink=True,
+    )  # fmt: skip
+    optimizer = run._live.optimizer
+    for epoch in run:
+        for step in range(2):
+            x, y = data(epoch, step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(small(x), y).backward()
+            optimizer.step()
+        run.log(loss=1.0 if run.round < 2 else 2.0)  # the second round is one too many: the first comes back
+    assert run.result.best == 1
+    assert sum(p.numel() for p in small.parameters()) < sum(sizes)
+    where = rewound.coordinates(small)
+    for name, tensor in model.state_dict().items():
+        assert where.cut(name, tensor).shape == small.state_dict()[name].shape
+    assert small.conv1.out_channels == small.conv1.weight.shape[0]

@@ -51,8 +51,8 @@ class Smaller:
 
     @property
     def where(self) -> Coordinates:
-        """Where the entries of the live model are in the original network."""
-        return coordinates(self._live.model)
+        """Where the entries of the live model are in the network that the run began with."""
+        return coordinates(self._live.model).since(coordinates(self._twin))
 
     def twin(self) -> nn.Module:
         """Return the original network with the present weights, zero where something has left; in the same mode."""

@@ -302,6 +302,32 @@ def test_a_hidden_unit_with_no_candidate_is_zero_for_ever():
     assert compacted(model, mask, x).lstm.hidden_size == 4
 
 
+class Inflexible(nn.Module):
+    """Code with a size written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 49, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.conv(x)).reshape(x.shape[0], 8 * 49))
+
+
+def test_a_constant_is_folded_in_a_graph_too():
+    model = randomised(Inflexible())
+    with pytest.warns(UserWarning, match="returned as a graph"):
+        small = compacted(model, filters(model, 1, 5, name="conv.weight"), IMAGES)
+    assert isinstance(small, Rewritten)
+    assert shapes(small, "conv.weight", "head.weight", "head.bias") == [(6, 3, 3, 3), (2, 294), (2,)]
+
+
+def test_masks_that_torch_still_applies_are_to_be_made_permanent_first():
+    model = convnet()
+    torch_prune.ln_structured(model[0], "weight", amount=3, n=2, dim=0)
+    with pytest.raises(ValueError, match=r"call its remove\(\) for each layer first"):
+        rewound.compact(model, None, IMAGES)
+
+
 def test_weights_in_float32_are_proven_before_they_are_rounded():
     model = convnet().float()
     mask = filters(model, 1, 2, 3)

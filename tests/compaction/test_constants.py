@@ -92,7 +92,7 @@ def test_every_operator_gives_what_it_is_said_to_hold(name, least, role):
                 torch.testing.assert_close(
                     real.double()[there], said[there], msg=lambda m, node=node: f"{node.format_node()}: {m}"
                 )
-    assert known >= least if role == "writes" else known
+    assert known >= (least if role == "writes" else 1)
 
 
 def test_a_reshape_keeps_what_is_alike_together():
@@ -128,5 +128,4 @@ def test_a_resnet_50_takes_less_than_a_second():
     found = leaving(model, coupling, mask)
     spent = time.process_time() - before
     assert sum(int((~units).sum()) for units in found.kept.values()) > 1000
-    print(f"{spent:.2f} s of CPU")
-    assert spent < 2.0, spent  # 0.5 on an idle core; other work on the machine makes it more
+    assert spent < 1.0, spent  # 0.35 beside other work

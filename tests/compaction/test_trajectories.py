@@ -204,3 +204,23 @@ def test_a_factored_state_is_refused_by_name():
     small = rewound.compact(model, mask, batch("conv", 0))
     with pytest.raises(ValueError, match="Adafactor keeps 'row_var'"):
         rewound.carry_over(optimizer, model, small)
+
+
+def test_an_optimizer_is_carried_over_twice():
+    masked = build("conv")
+    optimizer = OPTIMIZERS["adamw"](masked.parameters())
+    train(masked, optimizer, "conv", 2)
+    once = rewound.compact(masked, half(masked, batch("conv", 0)), batch("conv", 0))
+    theirs = rewound.carry_over(optimizer, masked, once)
+    train(once, theirs, "conv", 2)
+    mask = half(once, batch("conv", 0))
+    twice = rewound.compact(once, mask, batch("conv", 0))
+    last = rewound.carry_over(theirs, once, twice)
+    rewound.guard(theirs, once, mask)
+    train(once, theirs, "conv", 3, start=4)
+    train(twice, last, "conv", 3, start=4)
+    where = rewound.coordinates(twice).since(rewound.coordinates(once))
+    for name, tensor in once.state_dict().items():
+        torch.testing.assert_close(
+            twice.state_dict()[name], where.cut(name, tensor), rtol=TOLERANCE, atol=TOLERANCE
+        )

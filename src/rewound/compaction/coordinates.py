@@ -153,6 +153,35 @@ class Coordinates:
             scale[name] = scale[name].then(factor) if name in scale else factor
         return Coordinates(kept, shapes, {**self.aliases, **later.aliases}, scale)
 
+    def since(self, earlier: Coordinates) -> Coordinates:
+        """Return the cuts made after ``earlier``, as a map of the network that it left: ``earlier.then`` of it is this one.
+
+        >>> first = Coordinates({"w": {0: torch.tensor([1, 2, 5])}}, {"w": torch.Size([6])})
+        >>> both = first.then(Coordinates({"w": {0: torch.tensor([0, 2])}}, {"w": torch.Size([3])}))
+        >>> both.since(first).cut("w", torch.tensor([10, 20, 50])).tolist()
+        [10, 50]
+        """
+        kept: dict[str, dict[int, Tensor]] = {}
+        shapes = {}
+        for name, axes in self.kept.items():
+            before = earlier.kept.get(name, {})
+            shape = list(self.shapes[name])
+            for axis, index in before.items():
+                shape[axis] = len(index)
+            shapes[name] = torch.Size(shape)
+            places = {
+                a: torch.searchsorted(before[a], index) if a in before else index for a, index in axes.items()
+            }
+            kept[name] = {axis: index for axis, index in places.items() if len(index) < shape[axis]}
+        scale = {}
+        for name, factor in self.scale.items():
+            if name in earlier.scale:
+                undone = earlier.scale[name].cut(kept.get(name, {})).factor.reciprocal()
+                factor = Scale(factor.factor * undone, factor.around)
+            if bool((factor.factor != 1).any()):
+                scale[name] = factor
+        return Coordinates(kept, shapes, self.aliases, scale)
+
     def __repr__(self) -> str:
         rescaled = f", {len(self.scale)} of them rescaled" if self.scale else ""
         return f"Coordinates({len(self.kept)} tensors cut{rescaled})"
@@ -183,6 +212,6 @@ def remember(model: nn.Module, new: Coordinates) -> None:
     object.__setattr__(model, _ATTRIBUTE, coordinates(model).then(new))
 
 
-def forget(model: nn.Module) -> None:
-    """Note on a network that it is whole again."""
-    object.__setattr__(model, _ATTRIBUTE, Coordinates({}, {}))
+def recall(model: nn.Module, where: Coordinates) -> None:
+    """Note on a network that it is again what it was when its entries were there."""
+    object.__setattr__(model, _ATTRIBUTE, where)

@@ -93,8 +93,7 @@ class _Reader:
     def __init__(self, model: nn.Module, captured: Capture) -> None:
         self.atoms, self.notes, self.captured = Atoms(), Notes(), captured
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        placeholders = (node for node in captured.graph.nodes if node.op == "placeholder" and node.users)
-        self.used = {captured.tensors.get(node.name) for node in placeholders}
+        self.used = {captured.tensors.get(node.name) for node in _needed(captured.graph)}
         self.tensors: dict[str, Value] = {}
         self.values: dict[fx.Node, Any] = {}
         self._alike: dict[fx.Node, list[fx.Node]] = {}  # nodes that share memory
@@ -133,12 +132,12 @@ class _Reader:
             dims = tuple(Dim(self.atoms.fresh(n)[:, None], dead) if n > 1 else plain(n) for n in shape)
             # a buffer can be sliced with what it is tied to, and has no say in what is written or read
             self.tensors[name] = Value(dims, name, tuple(range(len(shape))))
-        if parameter_unread(node, self.captured):
-            for dim in self.tensors[name].dims:
-                self.atoms.fix(dim.cells, "is read by no operator that the example runs")
             if name not in self.used:
                 for dim in dims:
-                    self.atoms.fix(dim.cells, "is not used when the model is evaluated on the example")
+                    self.atoms.fix(
+                        dim.cells,
+                        "nothing depends on it that the model returns for the example, in evaluation mode",
+                    )
         return self.tensors[name]
 
     def _attribute(self, node: fx.Node, module: fx.GraphModule | None) -> Any:
@@ -246,13 +245,14 @@ _IRRELEVANT = {
 }
 
 
-def parameter_unread(node: fx.Node, captured: Capture) -> bool:
-    """Whether no operator reads this tensor under any of its names: another example may, so nothing of it leaves."""
-    name = captured.tensors[node.name]
-    others = (
-        n for n in captured.graph.nodes if n.op == "placeholder" and captured.tensors.get(n.name) == name
-    )
-    return not any(n.users for n in others)
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """Return all nodes that what the graph returns, or writes in place, depends on."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        in_place = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if node in needed or node.op == "output" or in_place:
+            needed.update((node, *node.all_input_nodes))
+    return needed
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -51,10 +51,10 @@ def leaving(model: nn.Module, coupling: Coupling, mask: Mapping[str, Tensor] | N
     mask: only units that it names are looked at: those of which it masks a whole row or column of some tensor. None or empty:
     all, for the zeros that are in the tensors.
     """
-    tensors = _masked(model, mask or {})
     structure = coupling.structure
-    present = mask or {name: tensors[name] != 0 for name in structure.parameters}
-    search = _Search(model, coupling, tensors, present)
+    held = {} if mask else _masked(model, {})
+    present = mask or {name: held[name] != 0 for name in structure.parameters}
+    search = _Search(model, coupling, present)
     search.whole = {name: ~units for name, units in alive(structure, present).items()}
     if not mask:
         for group in structure:
@@ -66,14 +66,8 @@ def leaving(model: nn.Module, coupling: Coupling, mask: Mapping[str, Tensor] | N
 class _Search:
     """The largest set of units that can leave together: begin with all that are asked for, and take back what would be missed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        coupling: Coupling,
-        tensors: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-    ) -> None:
-        self.model, self.coupling, self.tensors, self.present = model, coupling, tensors, present
+    def __init__(self, model: nn.Module, coupling: Coupling, present: Mapping[str, Tensor]) -> None:
+        self.model, self.coupling, self.present = model, coupling, present
         self.whole: Units = {}
         self.missed: dict[str, dict[int, str]] = {group.name: {} for group in coupling.structure}
         self._resolved: dict[int, Cells] = {}
@@ -87,7 +81,7 @@ class _Search:
         if not any(bool(units.any()) for units in asked.values()):
             gone = self._spared(self.whole)
             return Leaving(self._kept(gone), staying=tuple(self._staying(gone)))
-        found = constants(self.model, self.coupling, self.tensors)
+        found = constants(self.model, self.coupling, _masked(self.model, self.present))
         while True:
             gone = self._spared(
                 {name: self.whole[name] | units & ~self._taken_back(name) for name, units in asked.items()}

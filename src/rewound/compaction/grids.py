@@ -15,8 +15,7 @@ from rewound.compaction.atoms import Atoms, Cells, each_once
 def settle_grids(atoms: Atoms, axes: list[Cells]) -> NDArray[np.int64]:
     """Unite atoms until all rows that share atoms are grids; fix what would take a whole axis with it.
 
-    Returns for every atom (by number) the grid it is on: atoms of different grids are never alike, though they may look
-    so. 0: none.
+    Returns for every atom (by number) the grid it is on, 0 where it is on none: atoms of different grids are never alike.
 
     >>> atoms = Atoms()
     >>> features, other = atoms.fresh(6)[:, None], atoms.fresh(6)[:, None]
@@ -25,69 +24,60 @@ def settle_grids(atoms: Atoms, axes: list[Cells]) -> NDArray[np.int64]:
     >>> len({int(grids[atom]) for atom in [*heads.ravel(), *dims.ravel()]}), int(grids[other].max())
     (1, 0)
     """
-    while _tie_off_grid(atoms, axes):
-        pass
+    while True:
+        several = [rows for cells in axes if (rows := each_once(atoms.resolve(cells))).shape[1] > 1]
+        grids = _connected(several, len(atoms.none()))
+        off = next((rows[bad] for rows in several if (bad := _off_grid(rows, grids)).any()), None)
+        if off is None:
+            break
+        atoms.tie_rows(off)
     for cells in axes:
         found = atoms.resolve(cells)
         if len(found) > 1 and found.any():
-            everywhere = found[0][[bool((found == atom).any(axis=1).all()) for atom in found[0]]]
-            atoms.fix(everywhere[everywhere > 0][None], "all its entries leave together, so none can")
-    grids = np.zeros(len(atoms.none()), dtype=np.int64)
-    several = [rows for cells in axes if (rows := each_once(atoms.resolve(cells))).shape[1] > 1]
-    members = _connected(several, len(grids))
-    for rows in several:
-        on = rows[:, 1] > 0
-        grids[rows[on]] = members[rows[on]]
-    grids[0] = 0
+            everywhere = [atom for atom in found[0] if atom and bool((found == atom).any(axis=1).all())]
+            atoms.fix(np.array([everywhere], dtype=np.int64), "all its entries leave together, so none can")
     return grids
 
 
-def _tie_off_grid(atoms: Atoms, axes: list[Cells]) -> bool:
-    """Unite the atoms of rows that are on no grid; return whether there were any."""
-    tied = False
-    for cells in axes:
-        rows = each_once(atoms.resolve(cells))
-        if rows.shape[1] > 1 and (off := _off_grid(rows)).any():
-            atoms.tie_rows(rows[off])
-            tied = True
-    return tied
-
-
-def _off_grid(rows: Cells) -> NDArray[np.bool_]:
-    """Return which rows share atoms with others without being a grid with them. rows: [n, k], zeros at the end."""
-    grid = _connected([rows], int(rows.max()) + 1)[rows[:, 0]]
-    names, grid = np.unique(grid, return_inverse=True)
-    many = len(names)
-    size = np.ones(many)
-    on_it = np.zeros(many, dtype=np.int64)
-    for column in rows.T:
-        of = np.unique(np.stack([grid, column], axis=1), axis=0)
-        distinct = np.bincount(of[:, 0], minlength=many)
-        size *= distinct
-        on_it += np.bincount(of[of[:, 1] > 0, 0], minlength=many)
-    every = np.unique(np.stack([np.repeat(grid, rows.shape[1]), rows.ravel()], axis=1), axis=0)
-    atoms_of = np.bincount(every[every[:, 1] > 0, 0], minlength=many)
-    unique = np.unique(np.concatenate([grid[:, None], rows], axis=1), axis=0)
-    count = np.bincount(unique[:, 0], minlength=many)
+def _off_grid(rows: Cells, grids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows to tie: none where some of them are a grid, whatever the others are (heads x dimensions, and beside
+    them a number a head); all that name several atoms where none are. rows: [n, k], zeros at the end."""
     wide = np.count_nonzero(rows, axis=1)
-    widest, least = np.zeros(many, dtype=np.int64), np.full(many, rows.shape[1])
-    np.maximum.at(widest, grid, wide)
-    np.minimum.at(least, grid, wide)
-    # every combination occurs; no atom stands in two columns; all rows have as many atoms
-    right = (size == count) & (on_it == atoms_of) & (widest == least)
-    return ~right[grid] & (widest[grid] > 1)
+    names, part = np.unique(grids[rows[:, 0]] * (rows.shape[1] + 1) + wide, return_inverse=True)
+    many = len(names)
+    size, in_columns = np.ones(many), np.zeros(many, dtype=np.int64)
+    for column in rows.T:
+        found = _each(part, column)
+        size *= np.bincount(found[:, 0], minlength=many)
+        in_columns += np.bincount(found[found[:, 1] > 0, 0], minlength=many)
+    every = _each(np.repeat(part, rows.shape[1]), rows.ravel())
+    atoms = np.bincount(every[every[:, 1] > 0, 0], minlength=many)
+    count = np.bincount(np.unique(np.column_stack([part, rows]), axis=0)[:, 0], minlength=many)
+    # every combination occurs, and no atom stands in two columns
+    right = (size == count) & (in_columns == atoms)
+    return (wide > 1) & (not right.any())
+
+
+def _each(grid: NDArray[np.int64], atoms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the different pairs of a grid and an atom."""
+    return np.unique(np.stack([grid, atoms], axis=1), axis=0)
 
 
 def _connected(several: list[Cells], n: int) -> NDArray[np.int64]:
-    """Return for each of ``n`` atoms the least of those that it shares rows with, directly or through others."""
+    """Return for each of ``n`` atoms the least of those that it shares rows with, directly or through others; 0 for an atom
+    that is alone in all its rows."""
     least = np.arange(n)
     changed = True
     while changed:
         changed = False
         for rows in several:
             there = rows > 0
-            lowest = np.where(there, least[rows], n).min(axis=1)
             before = least[rows]
+            lowest = np.where(there, before, n).min(axis=1)
             np.minimum.at(least, rows[there], np.repeat(lowest, there.sum(axis=1)))
             changed = changed or bool((least[rows] != before)[there].any())
-    return least
+    shared = np.zeros(n, dtype=bool)
+    for rows in several:
+        shared[rows[rows[:, 1] > 0]] = True
+    shared[0] = False
+    return np.where(shared, least, 0)

@@ -55,7 +55,7 @@ def carry_over(optimizer: Optimizer, model: nn.Module, small: nn.Module) -> Opti
     for hook in hooks.values():
         memo[id(hook)] = OrderedDict()
     carried = copy.deepcopy(optimizer, memo)
-    where = coordinates(small)
+    where = coordinates(small).since(coordinates(model))
     if where.scale and any(carried.state.values()):
         warnings.warn(
             f"{len(where.scale)} tensors of the smaller network were multiplied by a factor ({next(iter(where.scale))!r}, ...): "

@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rewound.compaction import mending, proof
-from rewound.compaction.coordinates import Coordinates, coordinates, forget
+from rewound.compaction.coordinates import Coordinates, coordinates, recall
 from rewound.compaction.coupling import Coupling, couple
 from rewound.compaction.optimizers import cut_state_
-from rewound.compaction.surgery import Cut, Unsettled, copied, edits_of, finish_, plan_cut, settle
+from rewound.compaction.surgery import (
+    Cut,
+    Unsettled,
+    before_edits,
+    copied,
+    edits_of,
+    finish_,
+    plan_cut,
+    settle,
+)
 from rewound.compaction.units import Certificate
 from rewound.parameters import canonical, named_modules, parameters_by_name, unwrap_model, unwrap_optimizer
 
@@ -140,7 +149,7 @@ def grow_(model: nn.Module, original: nn.Module) -> None:
     modules = dict(named_modules(original))
     edits = {key: value for key, value in edits_of(model).items() if not isinstance(value, mending.Added)}
     mending.apply(model, {(path, name): mending.read(modules[path], name) for path, name in edits})
-    shapes = coordinates(model).shapes
+    shapes = coordinates(model).since(coordinates(original)).shapes
     for name, p in parameters_by_name(model).items():
         if name in shapes:
             replace_(p, p.data.new_zeros(shapes[name]))
@@ -149,5 +158,6 @@ def grow_(model: nn.Module, original: nn.Module) -> None:
             name = canonical(f"{module_name}.{leaf}" if module_name else leaf)
             if buffer is not None and name in shapes:
                 module._buffers[leaf] = buffer.new_zeros(shapes[name])
-    forget(model)
-    object.__setattr__(model, "_rewound_edits", {})
+    recall(model, coordinates(original))
+    object.__setattr__(model, "_rewound_edits", edits_of(original))
+    object.__setattr__(model, "_rewound_before", before_edits(original))

@@ -45,7 +45,8 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor] | None, example: Any) -
     zeros.
 
     Where units leave the width of an RMSNorm or the dimension of heads (``prune(..., allow="exact after rescale")``), weights
-    are multiplied by a factor and eps is set anew; ``coordinates(small).scale`` has the factors.
+    are multiplied by a factor and eps is set anew; ``coordinates(small).scale`` has the factors. Constants are not in the
+    coordinates: they belong to these weights, and those of another step are cut without them.
 
     Raises ``ValueError`` if nothing can leave (with the reasons), ``RuntimeError`` if the smaller network is not the same
     function
@@ -452,6 +453,8 @@ def _nothing_masked(coupling: Coupling, mask: Mapping[str, Tensor], gone: Leavin
         return f"nothing in this network can leave it:{reasons}"
     touched = [g for g in structure if any(s.tensor in mask for s in g.slices)]
     partly = next((g for g in touched for s in g.writers if s.tensor in mask), None)
+    if not mask and any(name.endswith("_orig") for name in structure.parameters):
+        return "the zeros are in masks of torch.nn.utils.prune: call its remove() for each layer first, and compact again"
     if not mask:
         return "no unit of this network is zero, constant or unread, so nothing can leave; pass a mask (rewound.prune makes one)"
     if partly is None:

@@ -16,7 +16,8 @@ class Certificate(IntEnum):
     """What removing a unit does to the function, when everything of the unit is masked (weights that write it, weights
     that read it, biases, norm parameters).
 
-    EXACT: nothing. EXACT_AFTER_FOLD: nothing, once a constant is folded into what reads it. EXACT_AFTER_RESCALE: nothing,
+    EXACT: nothing. EXACT_AFTER_FOLD: nothing, once a constant is folded into what reads it (under masks made elsewhere, which
+    leave a bias; those of ``prune`` mask the readers too, so its groups are exact). EXACT_AFTER_RESCALE: nothing,
     once a factor is set right (the width of an RMSNorm, the scale of an attention). APPROXIMATE: the masked and the compact
     network differ (the width of a LayerNorm, part of a GroupNorm group).
     """

@@ -17,7 +17,7 @@ from rewound.compaction.constants.holding import NAN, Rule, told, unknown
 from rewound.compaction.contracts import attention, contraction, normalization, reduction
 from rewound.compaction.contracts import recurrent as recurrent_contracts
 from rewound.compaction.coupling import Coupling
-from rewound.compaction.queries import short
+from rewound.compaction.queries import origin, short
 from rewound.compaction.values import Value
 from rewound.parameters import named_modules
 
@@ -188,6 +188,8 @@ class Reckoner:
     def bias_of(self, node: fx.Node, weight: Any, bias: Any) -> tuple[str | None, str]:
         """Return the name of the bias that a constant can be folded into, or None and why there is none."""
         tensors = self.coupling.capture.tensors
+        if origin(self.coupling, weight)[0] is None:
+            return None, f"{told(node)} computes its weight"
         if isinstance(bias, fx.Node):
             if bias.name not in tensors:
                 return None, f"{told(node)} computes its bias"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from rewound.compaction.constants.holding import NAN, Rule, along, shape_of, told, unknown
+from rewound.compaction.constants.holding import NAN, Rule, along, shape_of, unknown
 
 if TYPE_CHECKING:
     from rewound.compaction.constants.reckoner import Reckoner
@@ -71,7 +71,7 @@ def _reads_state(self: Reckoner, node: fx.Node, of: fx.Node, weight: Tensor, hel
         held,
         uses=(weight != 0)[None],
         out=self.cells(of, 0),
-        why=f"{told(node)} is recurrent",
+        why="is recurrent",
     )
 
 

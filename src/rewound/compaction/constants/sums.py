@@ -52,6 +52,8 @@ def _through(
     more: dict[str, Any],
 ) -> Tensor:
     """x [..., in] times weight [out, in]; ``of``: the weight's node, whose ``axis`` is that of the outputs."""
+    whole = shape_of(of)
+    weight = weight.expand(whole if axis == 0 else whole[::-1])  # a computed one may be alike along an axis
     inner = weight.shape[1]
     x = x.expand(*x.shape[:-1], inner)
     uses = weight != 0  # of NaN too
@@ -124,6 +126,7 @@ def _convolution(
     at = 5 if name in ("convolution", "_convolution") else 3
     groups = int(rest[at]) if len(rest) > at else 1
     padding = rest[1] if len(rest) > 1 else 0
+    weight = weight.expand(shape_of(node.args[1]))  # a computed one may be alike along an axis
     kernel = weight.shape[2:]
     padded = (
         (padding == "same" and product(kernel) > 1) if isinstance(padding, str) else any(numbers(padding))
