@@ -72,7 +72,7 @@ def capture(model: nn.Module, example: Any, *, dynamic: bool = False) -> Capture
     return Capture(program.graph, program.graph_module, tensors, constants, None, program)
 
 
-_OF_TORCH = re.compile(r"[/\\]torch[/\\](nn|_|utils|functional|fx|export)")
+_OF_TORCH = re.compile(r"[/\\]torch[/\\](nn|_|utils|functional|fx|export|overrides|func|library)")
 _DATA_DEPENDENT = (
     "GuardOnDataDependentSymNode",
     "DataDependentOutputException",
@@ -183,10 +183,16 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Cap
         given = {name: tensors[first] for name, first in names.items()}
         return torch.func.functional_call(model, given, args, kwargs, tie_weights=False)
 
+    # since torch 2.9; before it, reasons do not say at which line
+    lines = (
+        {"record_stack_traces": True}
+        if "record_stack_traces" in inspect.signature(make_fx).parameters
+        else {}
+    )
     try:
         module = make_fx(
             run, tracing_mode="real", pre_dispatch=True, record_module_stack=True,
-            _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False,
+            _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False, **lines,
         )(state, args, kwargs)  # fmt: skip
     except Exception as second:
         raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ TIMED = 24  # the same where they are timed: between round widths nothing was me
 
 
 @dataclass
-class Goal:
+class Goal(ABC):
     """An allocation for patterns of units: pass it to :func:`rewound.prune` with ``density=None``.
 
     After a pruning, ``widths`` says what was asked and what was met. sensitivity: name of a group (or of a weight that
@@ -67,8 +68,9 @@ class Goal:
         choice, self._widths = self._choose(plan)
         return plan.counts(choice)
 
+    @abstractmethod
     def _choose(self, plan: Plan) -> tuple[Choice, Widths]:
-        raise NotImplementedError
+        """Return the widths chosen, and what is to be told of them."""
 
 
 class _Computed(Goal):
