@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from rewound.compaction.atoms import Cells
 from rewound.compaction.attention import NarrowMultiheadAttention
@@ -226,12 +227,20 @@ def _of_table(
     """Return the edits of a layer of PyTorch (or a subclass), from the new shapes of its tensors."""
 
     def shape(leaf: str) -> torch.Size | None:
+        *inner, last = leaf.split(".")
+        owner = module.get_submodule(".".join(inner))
+        if parametrize.is_parametrized(
+            owner, last
+        ):  # to read it is to compute it, and that may change buffers
+            leaf = ".".join([*inner, "parametrizations", last, "original"])
+            own = getattr(owner.parametrizations[last], "original", None)
+        else:
+            own = getattr(owner, last, None)
         name = f"{path}.{leaf}" if path else leaf
-        own = attrgetter(leaf)(module)
-        return shapes.get(name, own.shape if own is not None else None)
+        return shapes.get(name, own.shape if isinstance(own, Tensor) else None)
 
     found: dict[str, Any] = {}
-    weight = shape("weight") if isinstance(getattr(module, "weight", None), Tensor) else None
+    weight = shape("weight")
     if type(module) in (nn.MultiheadAttention, NarrowMultiheadAttention):
         return _of_attention(path, module, shape, facts)
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:

@@ -374,6 +374,7 @@ def plan_cut(
             rows = where.get(aliases.get(weight, weight), {}).get(0)
             exact[name] = gone.folds[name] if rows is None else gone.folds[name][rows]
     new_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    new_shapes |= {alias: new_shapes[first] for alias, first in aliases.items() if first in new_shapes}
     mended = mending.mend(model, coupling, coupling.dead(kept), new_shapes)
     mended = mending.Mending({**mended.sure, **repair.edits}, mended.open_)
     return Cut(kept, coordinates, tensors, mended, gone, repair, exact)

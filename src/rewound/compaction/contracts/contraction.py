@@ -257,6 +257,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "bmm": matmul,
     "mv": matmul,
     "dot": matmul,
+    "vdot": matmul,
     "baddbmm": baddbmm,
     "einsum": einsum,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),

@@ -59,6 +59,7 @@ def layers(
     zero = True
     for begin, dim in zip(states, (output, hidden)):
         reading.tie(begin.dims[-1], dim)
+        reading.fix(begin.dims[0], "is the layers and directions of one module")
         zero = zero and begin.dims[-1].dead is Dead.ZERO
     dead = Dead.ZERO if zero else Dead.ANYTHING
     batch = plain(reading.shapes[1][1]) if len(x.dims) == 2 else x.dims[0 if batch_first else 1]
