@@ -313,6 +313,7 @@ EXACT: dict[str, tuple[str, Middle]] = {
     "bmm": ("features", lambda m, x: torch.bmm(torch.bmm(x, m.other.mT), x)),
     "mv": ("features", lambda m, x: torch.mv(x.flatten(0, 1), m.vector)[None]),
     "dot": ("features", lambda m, x: torch.dot(x.mean((0, 1)), m.vector).reshape(1, 1)),
+    "vdot": ("features", lambda m, x: torch.vdot(x.mean((0, 1)), m.vector).reshape(1, 1)),
     "baddbmm": ("features", lambda m, x: torch.baddbmm(m.other, x @ x.mT, x)),
     "einsum": ("features", lambda m, x: torch.einsum("bnc,dc->bnd", x, m.square)),
     "conv1d": ("line", lambda m, x: F.conv1d(x, m.square[..., None], m.vector)),
