@@ -26,7 +26,7 @@ imports: .venv/dev         ## imports go strictly down
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/tasks .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+.venv/tasks .venv/dev: pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/rewound/runtime/csrc/*) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(@F)]"
 	touch $@
 
