@@ -126,7 +126,7 @@ def test_lamp_refuses_negative_scores_and_nan(mlp):
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("density", [0.05, 0.333, 0.8, 1.0])
 def test_every_allocation_keeps_exactly_the_total(convnet, allocation, density):
-    mask = prune(convnet, density, allocation=allocation)
+    mask = prune(convnet, density, allocation=allocation, example=torch.zeros(1, 1, 6, 6))
     assert mask.kept == round(density * mask.size)
 
 
@@ -136,7 +136,9 @@ def test_every_allocation_goes_on_from_a_mask(convnet, allocation):
     size = mask.size
     for _ in range(6):
         kept = mask.kept - round(0.2 * mask.kept)
-        smaller = prune(convnet, kept / size, allocation=allocation, mask=mask)
+        smaller = prune(
+            convnet, kept / size, allocation=allocation, mask=mask, example=torch.zeros(1, 1, 6, 6)
+        )
         assert smaller <= mask
         assert smaller.kept == kept
         mask = smaller

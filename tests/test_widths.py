@@ -517,8 +517,14 @@ def test_a_target_goes_with_units_and_without_a_density(net):
         ValueError, match=r"for_multiply_adds\(0\.5\) says itself how much is kept: pass density=None"
     ):
         rewound.prune(net, 0.5, pattern="channel", allocation=goal, example=X)
-    with pytest.raises(ValueError, match="needs a pattern of units, such as pattern='channel'"):
+    with pytest.raises(
+        ValueError, match=r"for_multiply_adds\(0\.5\) runs the network: pass example=one input"
+    ):
         rewound.prune(net, None, allocation=goal)
+    with pytest.raises(
+        ValueError, match=r"for_parameters\(0\.5\) plans the widths of units, .* prunes weights"
+    ):
+        rewound.prune(net, None, allocation=rewound.for_parameters(0.5), example=X)
     structure = rewound.find_units(net, X)
     assert rewound.prune(net, None, pattern=structure, allocation=goal).units_kept < 200  # needs no example
     with pytest.raises(ValueError, match=r"for_speedup\(2\) runs the network: pass example=one input"):

@@ -1,4 +1,4 @@
-"""How many weights survive in which tensor: global, uniform, erk, lamp, or given tensor by tensor.
+"""How many weights survive in which tensor: global, uniform, erk, lamp, cost, or given tensor by tensor.
 
 An allocation is a function from a Budget to the number of weights each tensor keeps (a mapping name ->
 count that sums to ``budget.kept``), or to Groups of tensors that compete among themselves. Where a pattern prunes blocks,
@@ -7,10 +7,11 @@ channels or heads, it is their number: then "tensor" below means a group of such
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -30,7 +31,7 @@ class Budget:
 
     what: what is counted: "weights", "blocks", "units". least: name -> the fewest that it may keep. tensors: where a unit
     is not one weight, name -> shape of the weight tensor that its units are parts of; an empty mapping where they are parts
-    of several. aliases: name -> what else a mapping may call it.
+    of several. aliases: name -> what else a mapping may call it. counting: counts the network's multiply-adds, for ``costs``.
     """
 
     kept: int | None
@@ -42,6 +43,20 @@ class Budget:
     least: Mapping[str, int] | None = None
     tensors: Mapping[str, torch.Size] | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    counting: Callable[[], Mapping[str, float]] | None = None
+
+    @cached_property
+    def costs(self) -> Mapping[str, float]:
+        """Name of a weight -> multiply-adds that each single entry of it takes part in; none for what is not named.
+
+        The network is run (on shapes alone, where it can) when this is first read; ValueError where the pruning has no example.
+        """
+        if self.counting is None:
+            raise ValueError(
+                "multiply-adds are counted by running the network once: pass example=one input (a tensor, a tuple of "
+                "positional or a dict of keyword arguments)"
+            )
+        return self.counting()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -111,7 +126,68 @@ def lamp(budget: Budget) -> list[Group]:
     return [Group(tuple(budget.shapes), _kept(budget), ranking)]
 
 
-ALLOCATIONS: dict[str, Allocation] = {"global": global_, "uniform": uniform, "erk": erk, "lamp": lamp}
+def cost(budget: Budget) -> list[Group]:
+    """All tensors compete with score^2 / multiply-adds of one weight: of all masks that need as many multiply-adds, the one
+    that loses the least sum of squared scores, at the density asked for.
+
+    A weight of a convolution works once for every position of its output, so that one global threshold saves far fewer
+    multiply-adds than weights. Here a weight must be worth the multiply-adds it causes; ``for_multiply_adds`` asks for their
+    number instead of the density. What causes none (embeddings) counts as the cheapest that there is. Needs an example.
+    """
+    return [Group(tuple(budget.shapes), _kept(budget), _Worth(budget))]
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "global": global_,
+    "uniform": uniform,
+    "erk": erk,
+    "lamp": lamp,
+    "cost": cost,
+}
+
+
+class _Worth(Mapping[str, Tensor]):
+    """Scores over the square root of what one weight costs, in float64: as score^2 / cost orders them; computed when read.
+
+    Scores below zero are multiplied by it: the costlier, the sooner they go.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        if budget.tensors is not None and not budget.tensors:
+            raise ValueError(
+                "allocation 'cost' says what one weight is worth, and channels, heads and hidden units lie in several tensors; "
+                "take for_multiply_adds(share) or for_speedup(times), which plan their widths"
+            )
+        found = {name: budget.costs.get(name, 0.0) for name in budget.shapes}
+        cheapest = min((c for c in found.values() if c > 0), default=1.0)
+        self._scores = budget.scores
+        self._roots = {name: (c or cheapest) ** 0.5 for name, c in found.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape, read = self.open(name)
+        return read(slice(None)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roots)
+
+    def __len__(self) -> int:
+        return len(self._roots)
+
+    def open(self, name: str) -> tuple[torch.Size, Callable[[slice | Tensor], Tensor]]:
+        """Return the tensor's shape and a function from a slice (or indices) of it, flattened, to the values there."""
+        opener = getattr(self._scores, "open", None)
+        root = self._roots[name]
+        if opener is not None:
+            shape, read = opener(name)
+        else:
+            flat = self._scores[name].detach().reshape(-1)
+            shape, read = self._scores[name].shape, flat.__getitem__
+
+        def worth_of(where: slice | Tensor) -> Tensor:
+            values = read(where).double()
+            return torch.where(values < 0, values * root, values / root)
+
+        return shape, worth_of
 
 
 def by_density(densities: Mapping[str, float]) -> Allocation:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rewound.compaction.units import Group, Structure
+from rewound.measure.cost import multiply_adds_each
+from rewound.measure.latency import rows_of
 from rewound.movement import Movement
 from rewound.parameters import local, named_modules, parameters_by_name, unwrap_model, whole
 from rewound.scope import Scope, ScopeLike, as_scope
@@ -36,7 +38,8 @@ class Evidence:
 
     batches: iterable of (input, target); an input is a tensor, a tuple (positional) or a dict (keyword
     arguments). loss: function (output, target) -> scalar tensor. movement: what ``watch_movement``
-    returned, or name -> tensor. seed: for criteria that draw numbers; pass another one for each round.
+    returned, or name -> tensor. seed: for criteria that draw numbers; pass another one for each round. example: one
+    input, on which multiply-adds are counted.
 
     Tensors are whole also where the model is sharded. Read them, do not change them.
 
@@ -57,6 +60,7 @@ class Evidence:
         loss: Callable[[Any, Any], Tensor] | None = None,
         movement: Movement | Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        example: Any = None,
     ) -> None:
         self.model = unwrap_model(model)
         self.scope: Scope = as_scope(model, scope)
@@ -65,6 +69,7 @@ class Evidence:
         self._batches = batches
         self._loss = loss
         self._movement = movement
+        self._example = example
         self.structure: Structure | None = None
 
     def with_structure(self, structure: Structure) -> Evidence:
@@ -99,6 +104,16 @@ class Evidence:
                 "(pattern='channel', 'filter', 'head', 'unit', ...), or pass evidence.with_structure(find_units(...))"
             )
         return self.structure
+
+    @cached_property
+    def multiply_adds(self) -> dict[str, float]:
+        """Name -> multiply-adds of one example (one row of ``example``) that each single weight of the tensor takes part in."""
+        if self._example is None:
+            raise ValueError(
+                "multiply-adds are counted by running the network once: pass example=one input to prune (or to Evidence)"
+            )
+        found, rows = multiply_adds_each(self.model, self._example), rows_of(self._example)
+        return {name: found.get(name, 0.0) / rows for name in self.names}
 
     def filters(self, group: Group) -> Tensor:
         """The weights that write each unit of a group, side by side if several tensors do: [units, weights]."""

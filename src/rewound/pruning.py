@@ -13,6 +13,7 @@ from rewound.compaction.units import Certificate, Structure
 from rewound.criteria import Criterion, as_criterion
 from rewound.evidence import Evidence
 from rewound.mask import Mask
+from rewound.measure.cost import multiply_adds_each
 from rewound.parameters import local, parameters_by_name, unwrap_model, whole
 from rewound.patterns.binding import bind, find_pattern, narrowed, warn_of_misfits
 from rewound.patterns.layout import input_first
@@ -23,6 +24,7 @@ from rewound.patterns.widths import floors, to_multiples
 from rewound.scope import Scope, ScopeLike, as_scope, find_scope
 from rewound.selection import select_best
 
+SPARSE_FLOOR = 0.01  # of every tensor's weights, where they are weighed against their cost: else costly layers are emptied
 FLOOR = 0.05  # of the units of every group, where all compete: a global ranking of units likes to empty whole layers
 
 
@@ -54,19 +56,23 @@ def prune(
         pattern: "weight"; blocks of rows x columns ("2x1", "4x1", "1x4") of each weight as a matrix [out, everything else];
             "n:m" ("2:4") along the input axis; "channel", "filter" (channels that one convolution alone writes), "hidden
             unit", "head", "unit" (all of these), a tuple of those and of names of groups, or a ``Structure``: all its units.
-        allocation: "global", "uniform", "erk", "lamp", a mapping name or glob -> density, or a function of a Budget. For
-            units, names are those of the groups or of the weights that write them; "erk" is for weights and blocks.
-            ``for_speedup(2.0)``, ``for_multiply_adds(0.5)`` and ``for_parameters(0.3)`` plan the widths of units by what is to
-            be met (``density`` must be None).
+        allocation: "global", "uniform", "erk", "lamp", "cost", a mapping name or glob -> density, or a function of a Budget.
+            "cost" weighs each weight against the multiply-adds it causes. For units, names are those of the groups or of the
+            weights that write them; "erk" and "cost" are for weights and blocks. ``for_multiply_adds(0.1)``,
+            ``for_speedup(4.0)`` and ``for_parameters(0.3)`` ask for a result, and ``density`` is None; of weights and blocks
+            ``for_multiply_adds`` takes a density as well, and meets both.
         scope: see ``as_scope``; by default that of ``mask`` or ``evidence`` if given, else ``find_scope(model)``. Units are
             candidates if all weights that write them are in scope; by default only those that ``mask`` counts, if any.
         mask: what is pruned already and stays so; the result is nested in it.
         evidence: what the criterion needs.
         example: one input (a tensor, a tuple of positional or a dict of keyword arguments): the model is run once to see
-            which weights leave together. Only for patterns of units.
+            which weights leave together, or how many multiply-adds each causes. Only for patterns of units, and for what counts
+            multiply-adds.
         multiple: of units that every group keeps (or all of it), such as 8.
         floor: share of its units (or blocks, weights) that every group keeps at least; by default 0.05 for units that compete
-            (allocation "global", for_speedup and its like), else 0. A group of units never loses its last one.
+            (allocation "global", for_speedup and its like); 0.01, and at most a quarter of ``density``, for weights and blocks
+            that are weighed against their cost ("cost", for_multiply_adds, for_speedup); else 0. A group of units never loses
+            its last one.
         allow: the least exact removal admitted: "exact", "exact after fold", "exact after rescale", "approximate".
 
     The mask of units covers all parameters they touch: weights that write them and that read them, biases, norms.
@@ -101,7 +107,7 @@ def prune(
     # A mask of units covers biases and norms too, so that its names are no scope.
     chosen = _scope(model, scope, None if isinstance(how, Kinds) else mask, evidence)
     if evidence is None:
-        evidence = Evidence(model, chosen)
+        evidence = Evidence(model, chosen, example=example)
     if isinstance(how, NofM):
         if (allocation, multiple, floor) != ("global", 1, None):
             raise ValueError(
@@ -111,7 +117,7 @@ def prune(
         return _n_of_m(model, how, scoring, chosen, mask, evidence)
     only = mask.units if mask is not None and scope is None else None
     units = bind(model, how, chosen, allow, only)
-    cap = _cap(units, allocation, multiple, floor)
+    cap = _cap(units, allocation, multiple, floor, density)
     _require_fitting(mask, model)
     among = None if mask is None else units.alive(mask)
     sizes = {name: shape.numel() for name, shape in units.shapes.items()}
@@ -122,9 +128,10 @@ def prune(
         kept = max(kept, sum(least.values()))
     scores = _unit_scores(scoring, evidence, chosen, units, mask)
     budget = Budget(
-        kept, units.shapes, survivors, scores, among, units.what, least, units.tensors, units.aliases
-    )
-    if isinstance(units, EachUnit) and getattr(allocation, "plans_units", False):
+        kept, units.shapes, survivors, scores, among, units.what, least, units.tensors, units.aliases,
+        None if example is None else lambda: multiply_adds_each(model, example),
+    )  # fmt: skip
+    if getattr(allocation, "plans_network", False):
         answer = allocation.plan(  # type: ignore[union-attr]
             budget, model=model, units=units, mask=mask, example=example, multiple=multiple
         )
@@ -187,7 +194,9 @@ def _kept(density: float | None, size: int, left: int, what: str) -> int | None:
     return kept
 
 
-def _cap(units: Units, allocation: Any, multiple: int, floor: float | None) -> float | None:
+def _cap(
+    units: Units, allocation: Any, multiple: int, floor: float | None, density: float | None
+) -> float | None:
     """Return the share that every group keeps at least; None where one may lose everything."""
     if type(multiple) is not int or multiple < 1:
         raise ValueError(f"'multiple' must be a whole number from 1 (got {multiple!r})")
@@ -195,13 +204,16 @@ def _cap(units: Units, allocation: Any, multiple: int, floor: float | None) -> f
         isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 1
     ):
         raise ValueError(f"'floor' must be a share in [0, 1], or None (got {floor!r})")
+    plans = getattr(allocation, "plans_network", False)
     if isinstance(units, EachUnit):
-        compete = getattr(allocation, "plans_units", False) or allocation == "global"
+        compete = plans or allocation == "global"
         return floor if floor is not None else FLOOR if compete else 0.0
     if multiple != 1:
         raise ValueError(
             f"'multiple' is for units such as channels, and this pattern prunes {units.what}: leave it out"
         )
+    if floor is None and (plans or allocation == "cost"):
+        return SPARSE_FLOOR if density is None else min(SPARSE_FLOOR, density / 4)
     return floor or None
 
 

@@ -16,9 +16,10 @@ class Round:
 
     ``density`` counts the scope, ``density_total`` every parameter of the model; ``densities`` is by tensor. ``before``
     holds what ``evaluate`` gave right after pruning, ``metrics`` what was last logged, ``log`` one dict an epoch.
-    ``collapsed`` names the tensors of which nothing survived. ``sparse_flops`` counts surviving weights only. ``units``
-    holds, where blocks or units were pruned, (kept, size) in units by name; the weights are then all parameters that the
-    mask covers.
+    ``collapsed`` names the tensors of which nothing survived. ``flops`` are those of the round's training, ``sparse_flops``
+    count surviving weights only; ``multiply_adds`` are (surviving, dense) of one forward pass over the run's ``example``.
+    ``units`` holds, where blocks or units were pruned, (kept, size) in units by name; the weights are then all parameters that
+    the mask covers.
     """
 
     index: int
@@ -35,6 +36,15 @@ class Round:
     flops: float | None = None
     sparse_flops: float | None = None
     units: dict[str, tuple[int, int]] | None = None
+    multiply_adds: tuple[int, int] | None = None
+
+    @property
+    def multiply_adds_share(self) -> float | None:
+        """Surviving / dense multiply-adds of a forward pass; None where the run was given no example."""
+        if self.multiply_adds is None:
+            return None
+        surviving, dense = self.multiply_adds
+        return surviving / dense if dense else 1.0
 
     @property
     def unit_density(self) -> float | None:
@@ -58,6 +68,10 @@ class Round:
         plain = asdict(self)
         plain.update(density=self.density, density_total=self.density_total, collapsed=list(self.collapsed))
         plain["log"] = [dict(entry) for entry in self.log]
+        if self.multiply_adds is None:
+            del plain["multiply_adds"]
+        else:
+            plain["multiply_adds"] = list(self.multiply_adds)
         if self.units is None:
             del plain["units"]
         else:
@@ -73,6 +87,8 @@ class Round:
         known.update(log=tuple(known["log"]), collapsed=tuple(known["collapsed"]))
         if known.get("units") is not None:
             known["units"] = {name: (kept, size) for name, (kept, size) in known["units"].items()}
+        if known.get("multiply_adds") is not None:
+            known["multiply_adds"] = tuple(known["multiply_adds"])
         return cls(**known)
 
 
@@ -142,12 +158,14 @@ class Result:
         before = list(dict.fromkeys(name for r in self.rounds for name in r.before))
         in_units = any(r.units is not None for r in self.rounds)
         counted = ["of units"] * in_units
+        worked = ["multiply-adds"] * any(r.multiply_adds is not None for r in self.rounds)
         header = [
             "round",
             *counted,
             "density",
             "of model",
             "ratio",
+            *worked,
             *names,
             *(f"{b} pruned" for b in before),
             "epochs",
@@ -162,6 +180,7 @@ class Result:
                 f"{r.density_total:.4f}",
             ]
             cells.append(f"{1 / r.density:.1f}x" if r.kept else "-")
+            cells += [_number(r.multiply_adds_share)] if worked else []
             cells += [_number(r.metrics.get(n)) for n in names] + [_number(r.before.get(b)) for b in before]
             rows.append([*cells, str(epochs)])
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

@@ -15,10 +15,11 @@ from rewound.mask import Mask
 from rewound.parameters import local, parameters_by_name
 from rewound.patterns.binding import bind, find_pattern, narrowed, warn_of_misfits
 from rewound.patterns.n_of_m import NofM
-from rewound.patterns.units import EachUnit, EachWeight, Weights
+from rewound.patterns.units import EachUnit, EachWeight, Units, Weights
 from rewound.plan import Plan, Until
 from rewound.pruning import prune
 from rewound.scope import as_scope
+from rewound.widths.computed import MultiplyAdds
 
 _CAPS = {"multiple": 1, "floor": None, "allow": "exact after fold"}  # of prune, by default
 
@@ -44,14 +45,16 @@ class Rounds:
     ) -> None:
         scoring = as_criterion(criterion)
         as_allocation(allocation)
-        if getattr(allocation, "plans_units", False):
-            raise ValueError(
-                f"allocation {allocation} says itself how much is kept, and a run prunes to a density round by round: take "
-                "another allocation, or prune once with rewound.prune and train what rewound.compact returns"
-            )
         self._asked, self._how = as_scope(model, scope), find_pattern(model, pattern, example)
         self.scope = narrowed(self._how, self._asked, model)
         self.units = bind(model, self._how, self.scope, caps["allow"])
+        self._by_cost = allocation == "cost" or getattr(allocation, "plans_network", False)
+        if self._by_cost:
+            _require_density(allocation, self.units)
+            if example is None:
+                raise ValueError(
+                    f"allocation {str(allocation)!r} counts multiply-adds: pass example=what one optimizer step consumes"
+                )
         if getattr(scoring, "of_units", False) and not isinstance(self.units, EachUnit):
             raise ValueError(
                 f"criterion {criterion!r} scores units such as channels, and pattern '{self._how}' prunes {self.units.what}; "
@@ -60,6 +63,7 @@ class Rounds:
         self.sizes = {name: shape.numel() for name, shape in self.units.shapes.items()}
         self.whole = self._whole(model)
         self.allocation, self._criterion, self._caps = allocation, criterion, dict(caps)
+        self._example = None if isinstance(self.units, EachUnit) else example
         self.told: dict[str, Any] = {
             "criterion": criterion,
             "pattern": str(self._how),
@@ -70,7 +74,13 @@ class Rounds:
             self.told["units"] = self.sizes
 
     def schedule(self, rate: float | None, until: Until | None) -> tuple[float | None, Until | None]:
-        """Return ``rate`` and ``until`` as they are, or what n:m, which prunes once and to n/m, makes of them."""
+        """Return ``rate`` and ``until`` as they are, or what n:m, which prunes once and to n/m, makes of them; ValueError where a
+        goal is shared out over rounds whose last density is not known."""
+        if self._by_cost and self.allocation != "cost" and (until is None or until.density is None):
+            raise ValueError(
+                f"allocation {self.allocation} is met at the density of the last round: give 'until' a density, as in until=0.1 "
+                f"(got {until})"
+            )
         if not isinstance(self._how, NofM):
             return rate, until
         if until is not None and until.density is None:
@@ -82,9 +92,12 @@ class Rounds:
 
     def try_out(self, model: nn.Module, plan: Plan) -> None:
         """Refuse now what the first pruning would refuse, where more than the plain pattern "weight" is at stake."""
-        if isinstance(self._how, Weights) and all(self._caps[key] == _CAPS[key] for key in _CAPS):
+        plain = isinstance(self._how, Weights) and not self._by_cost
+        if plain and all(self._caps[key] == _CAPS[key] for key in _CAPS):
             return
         self.mask(model, plan, 1, self.whole, None, criterion="magnitude")
+        if isinstance(self.allocation, MultiplyAdds):  # a goal out of reach is out of reach at the end
+            self.mask(model, plan, plan.rounds, self.whole, None, criterion="magnitude")
         warn_of_misfits(self._how, self._asked, self.scope)
 
     def mask(
@@ -101,6 +114,8 @@ class Rounds:
         density: float | None = kept / plan.size
         if before.units_kept is not None:  # multiples may have taken a little more than was planned
             density = min(kept, before.units_kept) / plan.size
+        if isinstance(allocation, MultiplyAdds):  # the rounds come near it as they come near the last density
+            allocation = allocation.at(kept / plan.size, plan.kept[-1] / plan.size)
         if plan.by_tensor:
             density, allocation = None, self._own(plan.by_tensor[index - 1], before)
         pattern = self.units.structure if isinstance(self.units, EachUnit) else self._how
@@ -113,6 +128,7 @@ class Rounds:
             scope=self.scope,
             mask=before,
             evidence=evidence,
+            example=self._example,
             **self._caps,
         )
 
@@ -133,3 +149,21 @@ class Rounds:
         )
         single = isinstance(self.units, EachWeight)
         return Mask(ones, units=None if single else {name: (n, n) for name, n in self.sizes.items()})
+
+
+def _require_density(allocation: Any, units: Units) -> None:
+    """Refuse a goal that says itself how much is kept: a run prunes to a density, round by round."""
+    takes = allocation == "cost" or isinstance(allocation, MultiplyAdds)
+    if takes and not isinstance(units, EachUnit):
+        return
+    if isinstance(units, EachUnit):
+        so = (
+            "take another allocation, or prune once with rewound.prune and train what rewound.compact returns"
+        )
+    else:
+        so = "take for_multiply_adds(share) or 'cost', or prune once with rewound.prune, and train under rewound.guard"
+    raise ValueError(
+        f"allocation {allocation} says itself how much is kept, and a run prunes to a density round by round: {so}"
+        if allocation != "cost"
+        else "allocation 'cost' is for single weights and blocks: take 'global', 'uniform' or 'lamp'"
+    )

@@ -79,8 +79,8 @@ class Run:
         folder: where states are kept, so that a killed run goes on where it was when the same script starts again.
         seed: of everything this class draws itself (random criterion, fresh weights).
         evaluate: ``function(model) -> dict`` of metrics, called right after each pruning, before retraining.
-        example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count training FLOPs on, and to
-            find the units of the model with.
+        example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count FLOPs on (of training, and for
+            allocations that weigh them), and to find the units of the model with.
         pretrained: the model arrives trained, so there is no original run to record or to rewind weights to.
         history: what the original run of such a model used (``Trace.from_schedule(...)``); implies ``pretrained``.
         initialize: ``function(model, seed)`` that draws fresh weights in place, for re-initialisation.
@@ -169,8 +169,8 @@ class Run:
         # What a model without a history is fine-tuned with: what its optimizer has now, before any scheduler steps.
         self._given = held(live.optimizer, self._t, self.technique.lr_value) if self._pretrained else None
         self._store: Store | None = None
-        self._flops_of_step: float | None = None
-        self._flops(0)  # an example that does not fit is an error now, not after the original run
+        self._flops_of_step: int | None = None
+        self._step_flops()  # an example that does not fit is an error now, not after the original run
 
     # ---- the user's side -------------------------------------------------------------------------------------------
 
@@ -301,14 +301,16 @@ class Run:
         # Rank 0's log is everybody's: each rank may have logged something else, or nothing.
         self._log, self._before = ranks.from_first((self._log, self._before))
         metrics = self._log[-1] if self._log else self._before
-        flops, sparse = self._flops(trace.steps)
+        dense, sparse = self._step_flops()
+        flops, sparse_flops = (None if n is None else trace.steps * n for n in (dense, sparse))
         self._rounds.append(
             Round(
                 index=self.round, kept=self.mask.kept, size=self.mask.size, model_size=self.plan.model_size,
                 epochs=self._done, steps=trace.steps, densities=dict(self.mask.densities), before=self._before,
-                metrics=dict(metrics), log=tuple(self._log), flops=flops, sparse_flops=sparse,
+                metrics=dict(metrics), log=tuple(self._log), flops=flops, sparse_flops=sparse_flops,
                 collapsed=tuple(name for name, count in self.mask.counts.items() if count == 0),
                 units=None if self.mask.units is None else dict(self.mask.units),
+                multiply_adds=_forward(dense, sparse),
             )
         )  # fmt: skip
         mask = self.mask.to_plain() if self.round else None
@@ -406,7 +408,8 @@ class Run:
     def _make_evidence(self, model: nn.Module, following: int) -> Evidence:
         if self._evidence is not None:
             return self._evidence(model, self._scope)
-        return Evidence(model, self._scope, movement=self._live.movement, seed=self._seed_of(following))
+        seed = self._seed_of(following)
+        return Evidence(model, self._scope, movement=self._live.movement, seed=seed, example=self._example)
 
     def _seed_of(self, round: int) -> int:
         return (self._seed * 1_000_003 + round) % 2**63  # torch takes no larger ones
@@ -479,18 +482,23 @@ class Run:
             },
         }
 
-    def _flops(self, steps: int) -> tuple[float | None, float | None]:
+    def _step_flops(self) -> tuple[int, int] | tuple[None, None]:
+        """Training FLOPs of one step, dense and with the present mask."""
         if self._example is None:
             return None, None
         if self._flops_of_step is None:
             self._flops_of_step = cost.training_flops(self._live.model, self._example)
-        mask = self.mask if self.round and self._smaller is None else None
-        sparse = (
-            self._flops_of_step
-            if self.round == 0
-            else cost.training_flops(self._live.model, self._example, mask)
-        )
-        return steps * self._flops_of_step, steps * sparse
+        if self.round == 0:
+            return self._flops_of_step, self._flops_of_step
+        mask = self.mask if self._smaller is None else None
+        return self._flops_of_step, cost.training_flops(self._live.model, self._example, mask)
+
+
+def _forward(dense: int | None, sparse: int | None) -> tuple[int, int] | None:
+    """(surviving, dense) multiply-adds of a forward pass, from the FLOPs of a training step."""
+    if dense is None or sparse is None:
+        return None
+    return sparse // (2 * cost.TRAINING_FACTOR), dense // (2 * cost.TRAINING_FACTOR)
 
 
 def _traces(store: Store | None, rounds: int) -> Trace:

@@ -3,7 +3,7 @@
 A criterion of your own is any function that takes an Evidence and returns a mapping name -> scores, one
 floating-point tensor of the weight's shape for every name in ``evidence.names``; pass it in place of a
 name. One that scores channels, heads or hidden units as such is decorated with ``of_units`` and returns group name ->
-scores [units] for the groups of ``evidence.units``.
+scores [units] for the groups of ``evidence.units``. ``charged`` makes one that subtracts what a weight's FLOPs cost.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from rewound.criteria.batch_norm_scale import batch_norm_scale
+from rewound.criteria.charged import charged
 from rewound.criteria.filter_norm import l1, l2
 from rewound.criteria.geometric_median import fpgm
 from rewound.criteria.gradient import gradient
@@ -25,6 +26,24 @@ from rewound.evidence import Evidence
 from rewound.spelling import unknown
 
 Criterion: TypeAlias = Callable[[Evidence], Mapping[str, Tensor]]
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "as_criterion",
+    "batch_norm_scale",
+    "charged",
+    "fpgm",
+    "gradient",
+    "l1",
+    "l2",
+    "magnitude",
+    "movement",
+    "random",
+    "taylor",
+    "taylor_gates",
+    "taylor_weights",
+]
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,

@@ -109,6 +109,22 @@ def flops_by_weight(model: nn.Module, example: Any) -> dict[str, int]:
     return counter.counts
 
 
+def multiply_adds_each(model: nn.Module, example: Any) -> dict[str, float]:
+    """Return name of a weight -> multiply-adds that each single one of its entries takes part in, over the whole ``example``.
+
+    Those of a convolution work at every position of the output, those of a linear layer once a row (or token). A tensor of
+    which parts are used apart (fused projections) has their mean. Weights of no multiply-adds (embeddings, norms) are
+    left out. Arguments as in :func:`flops`.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    >>> multiply_adds_each(model, torch.zeros(1, 1, 6, 6))
+    {'0.weight': 16.0, '2.weight': 1.0}
+    """
+    sizes = {name: p.numel() for name, p in parameters_by_name(model).items()}
+    counts = flops_by_weight(model, example)
+    return {name: count / (2 * sizes[name]) for name, count in counts.items() if name and count}
+
+
 class _Counter(TorchDispatchMode):
     """Sum FLOPs by the weight that an operation reads, told by the storage it shares with a parameter."""
 

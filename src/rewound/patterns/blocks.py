@@ -46,6 +46,10 @@ class Blocks:
         matrix = matrix if matrix.dtype is torch.float64 else matrix.float()
         return self._sum(matrix) / self._sum(torch.ones_like(matrix[:, :1])) / self._sum_across(matrix)
 
+    def count(self, mask: Tensor, turned: bool = False) -> Tensor:
+        """Return how many weights each block keeps: int64 [grid]."""
+        return self._sum(_as_matrix(mask, turned).long())
+
     def any(self, mask: Tensor, turned: bool = False) -> Tensor:
         """Return which blocks keep any weight: bool [grid]."""
         return self._blocked(_as_matrix(mask, turned)).any(3).any(1)

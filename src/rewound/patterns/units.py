@@ -9,6 +9,7 @@ Each of the classes has, for the units of one model by name (of a tensor, or of 
     scores(scores, mask)  from the scores of weights to those of units
     alive(mask)           which units an earlier mask has left
     masks(kept, mask)     from which units stay to the mask of each tensor, nested in ``mask``
+    weights(name, mask)   of weights and blocks: how many weights each unit of a tensor has left (None: one)
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class EachWeight:
     def masks(self, kept: Named, mask: Mapping[str, Tensor] | None) -> Named:
         return ((name, units.reshape(self.shapes[name])) for name, units in kept)
 
+    def weights(self, name: str, mask: Mapping[str, Tensor] | None) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class EachBlock:
@@ -86,6 +90,10 @@ class EachBlock:
         for name, units in kept:
             spread = self.blocks.spread(units, self.covers[name], name in self.turned)
             yield name, spread if mask is None else spread & mask[name].to(spread.device)
+
+    def weights(self, name: str, mask: Mapping[str, Tensor] | None) -> Tensor:
+        alive = torch.ones(self.covers[name], dtype=torch.bool) if mask is None else mask[name]
+        return self.blocks.count(alive, name in self.turned)
 
 
 class EachUnit:

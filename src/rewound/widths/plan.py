@@ -128,16 +128,20 @@ def sensitivities(groups: Sequence[Group], asked: Mapping[str, float], budget: B
     """Return name of a group -> how much its loss counts: as often as weights write it (a residual stream is written by many
     layers), times what is ``asked``.
     """
-    given, unmatched = asked_for(asked, [g.name for g in groups], budget.aliases)
+    factors = asked_factors(asked, [g.name for g in groups], budget)
+    return {g.name: len({s.tensor for s in g.writers}) * factors[g.name] for g in groups}
+
+
+def asked_factors(asked: Mapping[str, float], names: Sequence[str], budget: Budget) -> dict[str, float]:
+    """Return each of ``names`` -> the factor that is ``asked`` for it, or for a glob that matches it; else 1."""
+    given, unmatched = asked_for(asked, names, budget.aliases)
     if unmatched:
-        raise ValueError(unknown("group in 'sensitivity'", unmatched[0], [g.name for g in groups]))
+        raise ValueError(unknown("group in 'sensitivity'", unmatched[0], list(names)))
     found = {}
-    for group in groups:
-        factors = set(given.get(group.name, {"": 1.0}).values())
+    for name in names:
+        factors = set(given.get(name, {"": 1.0}).values())
         factor = factors.pop()
         if factors or isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
-            raise ValueError(
-                f"the sensitivity of {group.name!r} must be one number from 0 (got {given[group.name]})"
-            )
-        found[group.name] = len({s.tensor for s in group.writers}) * float(factor)
+            raise ValueError(f"the sensitivity of {name!r} must be one number from 0 (got {given[name]})")
+        found[name] = float(factor)
     return found
