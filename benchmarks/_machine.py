@@ -5,32 +5,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
+from rewound.measure.machine import facts
+
+__all__ = ["command", "facts", "write_record"]
+
 RECORDS = Path(__file__).parent / "records"
-
-
-def facts() -> dict[str, Any]:
-    """Return processor, cores, threads, memory, system, versions and the load at this moment."""
-    import numpy as np
-    import torch
-
-    load = os.getloadavg() if hasattr(os, "getloadavg") else ()
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "load_average": [round(value, 2) for value in load],
-    }
 
 
 def command() -> str:
@@ -63,20 +46,3 @@ def write_record(name: str, data: dict[str, Any], markdown: str, folder: Path | 
     path = stem.with_suffix(".md")
     path.write_text("\n".join(page))
     return path
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

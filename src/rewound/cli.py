@@ -159,6 +159,87 @@ def verify(
             raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run's or an experiment's folder, a .pt2 file, or module:function that returns (model, example)."
+        ),
+    ],
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="torch, torch.compile, onnxruntime, openvino, engine; may be repeated. Default: all."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of every runtime.")] = 1,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="A batch size; may be repeated. Default: 1, or the example's own."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that every runtime gets.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="A file for the JSON document too.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a network in several runtimes, side by side: latency, memory, load time, and what the zeros bring."""
+    with _answering(as_json, debug):
+        from rewound.experiment.networks import find_network
+        from rewound.experiment.store import write_json
+        from rewound.measure.bench.compare import compare
+
+        network, example, name = find_network(model)
+        found = compare(
+            network,
+            example,
+            runtimes=runtimes or None,
+            batches=batch or None,
+            threads=threads,
+            rounds=rounds,
+            name=name,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        if out is not None:
+            write_json(out, found.to_dict())
+        _tell(found.to_dict(), lambda _: [str(found)], as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, or an experiment's.")],
+    engine: Annotated[Path | None, typer.Option(help="Where the sparse engine's file goes.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Where plain weights go (safetensors).")] = None,
+    technique: Annotated[str | None, typer.Option(help="Only networks of this technique.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only networks of this seed.")] = None,
+    within: Annotated[
+        float, typer.Option(help="Of an experiment's networks, the smallest that lost so much of its metric.")
+    ] = 0.01,
+    threads: Annotated[int, typer.Option(help="Threads of the engine while it is checked and measured.")] = 1,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the latency too, beside torch.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a finished run's network as an engine's file, checked against the model before it is kept."""
+    with _answering(as_json, debug):
+        from rewound.experiment.export import as_lines
+        from rewound.experiment.export import export as write
+
+        found = write(
+            run,
+            engine=engine,
+            weights=weights,
+            technique=technique,
+            seed=seed,
+            within=within,
+            threads=threads,
+            measure=measure,
+        )
+        _tell(found, as_lines, as_json)
+
+
 def _recipe(path: Path | None, overrides: list[str] | None, folder: str | None) -> Any:
     from rewound.experiment.demonstration import DEMONSTRATION
     from rewound.experiment.recipe import make_recipe, read_recipe

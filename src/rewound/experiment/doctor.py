@@ -12,6 +12,7 @@ EXTRAS = {
     "huggingface": {"transformers": "transformers", "accelerate": "accelerate"},
     "lightning": {"lightning": "lightning"},
     "translation": {"tokenizers": "tokenizers", "sacrebleu": "sacrebleu"},
+    "bench": {n: n for n in ("onnxruntime", "onnx", "onnxscript", "openvino")},
 }
 
 

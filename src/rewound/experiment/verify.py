@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rewound.experiment import store
+from rewound.experiment import networks, store
 from rewound.experiment.recipe import Recipe, read_recipe
 
 ZEROS = 0.01  # the share of kept weights that training may have made exactly 0
@@ -31,7 +31,7 @@ def verify_folder(folder: str | Path, *, replay: bool = True) -> dict[str, Any]:
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
-        recipe = _recipe_of(folder) if replay else None
+        recipe = networks.recipe_of(folder) if replay else None
         runs = [_verify_run(folder, recipe)]
     elif (folder / store.RECIPE).is_file():
         runs = _verify_experiment(folder, replay)
@@ -143,7 +143,7 @@ def _weights(folder: Path, result: dict[str, Any]) -> str:
     best = result["best"]
     if best == 0:
         return ""  # nothing is pruned in the network that was kept
-    weights, mask = _network(folder, result), _mask_of(folder, best)
+    weights, mask = networks.tensors_of(folder, result), _mask_of(folder, best)
     zeros = 0
     for name, kept in mask.items():
         alive = weights[name][~kept].count_nonzero().item()
@@ -155,12 +155,6 @@ def _weights(folder: Path, result: dict[str, Any]) -> str:
     return ""
 
 
-def _network(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors of the network the run ended with: the newest state's, or the last good round's."""
-    stopped = result["stopped"] is not None
-    return _newest(folder, "good" if stopped else "epoch")["state"]["model"]
-
-
 def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
     """Train on from the second newest state in a copy of the folder and compare what comes out."""
     import torch
@@ -168,7 +162,7 @@ def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
     from rewound.experiment.arms import run_options, task_of
     from rewound.tasks import drive
 
-    states = _states(folder, "epoch")
+    states = networks.states(folder, "epoch")
     if len(states) < 2:
         return "there is no state before the last one to train on from"
     task, threads = task_of(recipe), torch.get_num_threads()
@@ -182,10 +176,10 @@ def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
             drive(task, seed=seed, epochs=recipe.epochs, folder=copy, **options)
         finally:
             torch.set_num_threads(threads)
-        again = _states(copy, "epoch")[0]
+        again = networks.states(copy, "epoch")[0]
         if again.name == states[0].name:  # the name is the content's checksum
             return ""
-        return _difference(_newest(folder, "epoch"), _newest(copy, "epoch"))
+        return _difference(networks.newest(folder, "epoch"), networks.newest(copy, "epoch"))
 
 
 def _difference(there: Any, again: Any, where: str = "") -> str:
@@ -205,22 +199,6 @@ def _difference(there: Any, again: Any, where: str = "") -> str:
     return "" if repr(there) == repr(again) else f"{where.strip('.')} comes out different"
 
 
-def _states(folder: Path, kind: str) -> list[Path]:
-    """Return the state files of a kind, newest first."""
-    return sorted(
-        (folder / "state").glob(f"{kind}-*.pt"), key=lambda p: int(p.name.split("-")[1]), reverse=True
-    )
-
-
-def _newest(folder: Path, kind: str) -> dict[str, Any]:
-    from rewound.folder import load_checked
-
-    states = _states(folder, kind)
-    if not states:
-        raise FileNotFoundError(f"there is no {kind} state")
-    return load_checked(states[0])
-
-
 def _mask_of(folder: Path, index: int) -> Any:
     from rewound.folder import load_checked
     from rewound.mask import Mask
@@ -229,19 +207,6 @@ def _mask_of(folder: Path, index: int) -> Any:
     if not found:
         raise FileNotFoundError(f"round {index} has no mask")
     return Mask.from_plain(load_checked(found[0]))
-
-
-def _recipe_of(folder: Path) -> tuple[Recipe, str, int] | None:
-    """Return the recipe, technique and seed of an arm's folder, where it lies in an experiment."""
-    place = folder.resolve().parents[2] if len(folder.resolve().parents) > 2 else folder
-    if not (place / store.RECIPE).is_file():
-        return None
-    recipe = read_recipe(place / store.RECIPE)
-    for technique in recipe.techniques:
-        for seed in recipe.seeds:
-            if store.arm_folder(place, technique, seed) == folder.resolve():
-                return recipe, technique, seed
-    return None
 
 
 def _json(path: Path) -> Any:

@@ -111,7 +111,7 @@ def load_task(text: str, **options: Any) -> Task:
     """
     if ":" in text:
         path, _, name = text.rpartition(":")
-        module = _import_file(path)
+        module = import_file(path)
     elif text in TASKS:
         where, _, name = TASKS[text].partition(":")
         module = importlib.import_module(f"rewound.tasks.{where}")
@@ -190,11 +190,12 @@ def _check_kind(text: str, option: str, value: Any, default: Any) -> None:
             return
 
 
-def _import_file(path: str) -> ModuleType:
+def import_file(path: str) -> ModuleType:
+    """Return the module in a Python file, under a name of its own; FileNotFoundError where there is no such file."""
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise FileNotFoundError(
-            f"no file {path!r} in {Path.cwd()}: a task of your own is written 'my_task.py:MyTask'"
+            f"no file {path!r} in {Path.cwd()}: what is in a file of your own is written 'my_task.py:MyTask'"
         )
     name = f"_rewound_task_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
