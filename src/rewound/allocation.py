@@ -229,7 +229,7 @@ def as_allocation(allocation: str | Mapping[str, float] | Allocation) -> Allocat
     if callable(allocation):
         return allocation
     if allocation not in ALLOCATIONS:
-        also = "a mapping name -> density; or a function"
+        also = "for_multiply_adds(0.1) or for_speedup(4.0); a mapping name -> density; or a function"
         raise ValueError(unknown("allocation", allocation, ALLOCATIONS, also))
     return ALLOCATIONS[allocation]
 

@@ -23,6 +23,7 @@ from rewound.patterns.units import EachUnit, EachWeight, Units
 from rewound.patterns.widths import floors, to_multiples
 from rewound.scope import Scope, ScopeLike, as_scope, find_scope
 from rewound.selection import select_best
+from rewound.widths.goals import read_goal
 
 SPARSE_FLOOR = 0.01  # of every tensor's weights, where they are weighed against their cost: else costly layers are emptied
 FLOOR = 0.05  # of the units of every group, where all compete: a global ranking of units likes to empty whole layers
@@ -99,6 +100,7 @@ def prune(
     ):
         raise ValueError(f"'density' must be in (0, 1] (got {density!r})")
     scoring, how = as_criterion(criterion), find_pattern(model, pattern, example)
+    allocation = read_goal(allocation)
     as_allocation(allocation)  # an unknown name is refused now
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(

@@ -20,6 +20,7 @@ from rewound.plan import Plan, Until
 from rewound.pruning import prune
 from rewound.scope import as_scope
 from rewound.widths.computed import MultiplyAdds
+from rewound.widths.goals import read_goal
 
 _CAPS = {"multiple": 1, "floor": None, "allow": "exact after fold"}  # of prune, by default
 
@@ -43,7 +44,7 @@ class Rounds:
         example: Any,
         caps: Mapping[str, Any],
     ) -> None:
-        scoring = as_criterion(criterion)
+        scoring, allocation = as_criterion(criterion), read_goal(allocation)
         as_allocation(allocation)
         self._asked, self._how = as_scope(model, scope), find_pattern(model, pattern, example)
         self.scope = narrowed(self._how, self._asked, model)

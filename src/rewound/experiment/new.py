@@ -22,7 +22,7 @@ until = 0.05                # a density; or "20x", "10 rounds", "accuracy drops 
 
 criterion = "magnitude"     # which weights go: the smallest; or "gradient", "movement", "random"
 pattern = "weight"          # what goes together; "channel", "filter", "head", "hidden unit", "unit"; "4x1" blocks; "2:4"
-allocation = "global"       # how many from each tensor: "global", "uniform", "erk", "lamp"
+allocation = "global"       # how many from each tensor: "global", "uniform", "erk", "lamp"; "cost", "for_multiply_adds(0.1)"
 data_order = "rewind"       # an epoch has the same batches in every round; "fresh": new ones
 
 workers = 2                 # arms side by side ...

@@ -81,7 +81,7 @@ def _allocation(value: object) -> str | dict[str, float]:
     if isinstance(value, Mapping) and value and all(_is_number(v) for v in value.values()):
         return {str(k): float(v) for k, v in value.items()}
     raise ValueError(
-        f"must be a name (global, uniform, erk, lamp) or a table of name = density (got {value!r})"
+        f"must be a name (global, uniform, erk, lamp, cost, for_multiply_adds(0.1)) or a table of name = density (got {value!r})"
     )
 
 

@@ -19,9 +19,6 @@ class _Computed(Goal):
 
     what = ""
 
-    def __str__(self) -> str:
-        return f"for_{self.what.replace('-', '_')}({self.asked:g})"
-
     def _choose(self, plan: Plan) -> tuple[Choice, Widths]:
         cost = plan.multiply_adds if self.what == "multiply-adds" else plan.parameters
         problem = plan.problem(MOST, cost)
@@ -39,7 +36,7 @@ class _Computed(Goal):
 class MultiplyAdds(_Computed):
     """See :func:`rewound.for_multiply_adds`."""
 
-    what = "multiply-adds"
+    called, what = "for_multiply_adds", "multiply-adds"
 
     def at(self, density: float, last: float) -> MultiplyAdds:
         """The goal of a round that goes to ``density``, where this one is met at density ``last``: on the way there the share of
@@ -69,7 +66,7 @@ class MultiplyAdds(_Computed):
 class Parameters(_Computed):
     """See :func:`rewound.for_parameters`."""
 
-    what = "parameters"
+    called, what = "for_parameters", "parameters"
 
     def _thin(self, plan: Densities) -> tuple[Counts, Widths]:
         raise ValueError(

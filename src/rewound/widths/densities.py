@@ -26,6 +26,8 @@ from rewound.widths.search import Choice, Problem
 
 Floats = NDArray[np.float64]
 
+_HIGHEST = 1e30  # its square, and the sum of many, is still a number
+
 
 class Densities:
     """What an allocation that plans densities is given by the pruner, made ready. Holds the scores once more, sorted.
@@ -66,7 +68,8 @@ class Densities:
                 f"{int(values.isnan().sum()):,} of {values.numel():,} scores of {name!r} are NaN"
             )
         values = values if values.dtype is torch.float64 else values.float()
-        values = (values * math.sqrt(factor)).nan_to_num().cpu()  # an infinite one is the highest number
+        values = values * math.sqrt(factor)
+        values = values.clamp(-_HIGHEST, _HIGHEST).cpu()  # an infinite one is the highest number
         least = (self.budget.least or {}).get(name, 0)
         weights = self.units.weights(name, self.mask)
         if weights is None:

@@ -33,7 +33,12 @@ class Goal(ABC):
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     _widths: Widths | None = field(default=None, init=False, repr=False, compare=False)
 
+    called = ""  # the function that makes it
     plans_network = True  # what rewound.prune asks of an allocation that plans whole networks
+
+    def __str__(self) -> str:
+        more = f", sensitivity={dict(self.sensitivity)}" if self.sensitivity else ""
+        return f"{self.called}({self.asked:g}{more})"
 
     @property
     def widths(self) -> Widths:

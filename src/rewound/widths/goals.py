@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,18 @@ def for_parameters(share: float, *, sensitivity: Mapping[str, float] | None = No
     return Parameters(_share(share, "for_parameters"), dict(sensitivity or {}))
 
 
+def read_goal(allocation: Any) -> Any:
+    """Return the goal that a text such as "for_multiply_adds(0.1)" asks for, as recipes do; anything else as it is.
+
+    >>> print(read_goal("for_multiply_adds(0.1)"), read_goal("global"))
+    for_multiply_adds(0.1) global
+    """
+    match = re.fullmatch(r"(for_\w+)\(([-+.\deE]+)\)", allocation) if isinstance(allocation, str) else None
+    if match is None or match[1] not in _GOALS:
+        return allocation
+    return _GOALS[match[1]](float(match[2]))
+
+
 def _share(share: Any, name: str) -> float:
     if not _number(share) or not 0 < share <= 1:
         raise ValueError(f"{name} takes the share that is left, in (0, 1] (got {share!r})")
@@ -110,3 +123,6 @@ def _share(share: Any, name: str) -> float:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_GOALS = {goal.__name__: goal for goal in (for_speedup, for_multiply_adds, for_parameters)}

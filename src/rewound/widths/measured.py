@@ -37,8 +37,7 @@ class Speedup(Goal):
     tolerance: float = 0.05
     timer: Timer | LayerTimer = field(default_factory=Stopwatch)
 
-    def __str__(self) -> str:
-        return f"for_speedup({self.asked:g})"
+    called = "for_speedup"
 
     def _choose(self, plan: Plan) -> tuple[Choice, Widths]:
         from rewound.compaction.coupling import couple  # torch.export is slow to import
