@@ -28,9 +28,14 @@ from rewound.runtime.codec.weight import Part, Stored
 from rewound.runtime.graph import Graph, Node, Value
 from rewound.runtime.weights import Weight
 
-_ROUNDED = {"weight", "table"}  # roles of a node's weights that 'values' is about: not biases, scales, constants
+_ROUNDED = {
+    "weight",
+    "table",
+}  # roles of a node's weights that 'values' is about: not biases, scales, constants
 _PARTS = ("values", "places", "codebook")
-_FREE = 256 << 20  # memory that any file may ask for, and as often its own size as the best codes can make of it:
+_FREE = (
+    256 << 20
+)  # memory that any file may ask for, and as often its own size as the best codes can make of it:
 _EXPANSION = 64  # a survivor of one bit and a place of one bit make 8 bytes
 
 
@@ -82,10 +87,14 @@ class Contents:
             for row in self.rows
         ]
         dense = sum(row.dense for row in self.rows)
-        table.append(("all", "", f"{self.density:.4f}", f"{self.away:,}", f"{dense:,}", f"{self.bytes:,}", ""))
+        table.append(
+            ("all", "", f"{self.density:.4f}", f"{self.away:,}", f"{dense:,}", f"{self.bytes:,}", "")
+        )
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         return "\n".join(
-            "  ".join(c.rjust(w) if 2 <= i <= 5 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+            "  ".join(
+                c.rjust(w) if 2 <= i <= 5 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))
+            ).rstrip()
             for row in table
         )
 
@@ -220,7 +229,11 @@ def _stored(header: Mapping[str, Any], found: Mapping[str, sections.Section]) ->
     _require(not stray, f"section {stray[0] if stray else ''!r} belongs to no weight")
     for key, (form, shape, count, away) in header["weights"].items():
         numbers = [*shape, count, away]
-        sound = form in ("dense", "sparse") and all(type(n) is int and n >= 0 for n in numbers) and len(shape) <= 32
+        sound = (
+            form in ("dense", "sparse")
+            and all(type(n) is int and n >= 0 for n in numbers)
+            and len(shape) <= 32
+        )
         sound = sound and (form == "dense" or len(shape) > 0)
         # Whatever is multiplied of sizes later on fits into 64 bits, zeros among them or not.
         sound = sound and math.prod(max(1, n) for n in shape) < 1 << 61 and count <= math.prod(shape)
@@ -257,10 +270,15 @@ def _graph_from_plain(plain: Mapping[str, Any], weights: Mapping[str, Weight]) -
     nodes = []
     for op, inputs, output, roles, attributes, source in plain["nodes"]:
         sound = isinstance(inputs, list) and isinstance(roles, dict) and isinstance(attributes, dict)
-        sound = sound and all(isinstance(text, str) for text in (op, output, source, *inputs, *roles.values()))
+        sound = sound and all(
+            isinstance(text, str) for text in (op, output, source, *inputs, *roles.values())
+        )
         _require(sound, f"node {output!r} is described by {[op, inputs, roles, source]}")
         missing = [key for key in roles.values() if key not in weights]
-        _require(not missing, f"node {output!r} reads the weight {missing[0] if missing else ''!r}, which is not there")
+        _require(
+            not missing,
+            f"node {output!r} reads the weight {missing[0] if missing else ''!r}, which is not there",
+        )
         nodes.append(Node(op, tuple(inputs), output, roles, attributes, source))
     ends = [plain["inputs"], plain["outputs"]]
     sound = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in ends)
@@ -276,7 +294,9 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, where) for item in value]
     if isinstance(value, Mapping) and all(type(key) is str for key in value):
         return {key: _plain(item, where) for key, item in value.items()}
-    raise TypeError(f"{where} holds {value!r:.80} ({type(value).__name__}), and a file holds JSON values alone")
+    raise TypeError(
+        f"{where} holds {value!r:.80} ({type(value).__name__}), and a file holds JSON values alone"
+    )
 
 
 class _refusing:
@@ -289,7 +309,10 @@ class _refusing:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)):
+        if isinstance(
+            error,
+            (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError),
+        ):
             told = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"'{self.path}' holds no sound engine: {told}") from error
 

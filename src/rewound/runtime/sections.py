@@ -50,7 +50,9 @@ class Section:
 def write(path: Path, header: Mapping[str, Any], sections: Sequence[Section]) -> int:
     """Write header (JSON values) and sections; the whole file or none of it. Return its bytes."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in: make it first")
+        raise FileNotFoundError(
+            f"there is no folder {str(path.parent)!r} to save {path.name!r} in: make it first"
+        )
     # Offsets are counted from the first section, so that they do not depend on the header's length.
     table, end = {}, 0
     for section in sections:
@@ -58,7 +60,9 @@ def write(path: Path, header: Mapping[str, Any], sections: Sequence[Section]) ->
         end += _aligned(len(section.data))
     text = json.dumps({**header, "sections": table}, separators=(",", ":")).encode()
     if len(text) > _LARGEST_HEADER:
-        raise ValueError(f"the header would have {len(text):,} bytes; at most {_LARGEST_HEADER:,} are read back")
+        raise ValueError(
+            f"the header would have {len(text):,} bytes; at most {_LARGEST_HEADER:,} are read back"
+        )
     first = _ALIGN + _aligned(len(text))
     prelude = _PRELUDE.pack(MAGIC, VERSION, zlib.crc32(text), len(text), first + end)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -130,7 +134,9 @@ def _read_prelude(path: Path, everything: NDArray[np.uint8]) -> tuple[int, int]:
             "load it (or it is damaged)"
         )
     if not sound or version < 1:
-        raise ValueError(f"'{path}' is damaged: its first {_ALIGN} bytes do not match their checksum. Write it again")
+        raise ValueError(
+            f"'{path}' is damaged: its first {_ALIGN} bytes do not match their checksum. Write it again"
+        )
     if size != len(everything):
         wrong = "is truncated" if size > len(everything) else "has something appended"
         raise ValueError(f"'{path}' {wrong}: it has {len(everything):,} bytes of {size:,}. Write it again")
@@ -139,9 +145,7 @@ def _read_prelude(path: Path, everything: NDArray[np.uint8]) -> tuple[int, int]:
     return length, checksum
 
 
-def _section(
-    everything: NDArray[np.uint8], first: int, name: str, row: Sequence[Any]
-) -> tuple[Section, int]:
+def _section(everything: NDArray[np.uint8], first: int, name: str, row: Sequence[Any]) -> tuple[Section, int]:
     codec, at, length, checksum = row
     if not isinstance(codec, str) or any(type(number) is not int for number in (at, length, checksum)):
         raise TypeError(f"section {name!r} is described by {str(row)[:80]}")
@@ -156,4 +160,3 @@ class _Damaged(Exception):
 
 def _aligned(length: int) -> int:
     return -(-length // _ALIGN) * _ALIGN
-

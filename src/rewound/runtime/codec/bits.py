@@ -39,7 +39,9 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint16]:
     for at in range(0, count, _AT_ONCE):
         some = min(_AT_ONCE, count - at)
         first = at * bits // 8
-        spread = np.unpackbits(packed[first : first + packed_size(some, bits)], count=some * bits, bitorder="little")
+        spread = np.unpackbits(
+            packed[first : first + packed_size(some, bits)], count=some * bits, bitorder="little"
+        )
         columns = spread.reshape(some, bits)
         for bit in range(bits):
             out[at : at + some] |= columns[:, bit].astype(np.uint16) << np.uint16(bit)

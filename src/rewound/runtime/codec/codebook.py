@@ -29,11 +29,11 @@ def kmeans(values: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
     ordered = np.sort(values.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     centroids = np.linspace(ordered[0], ordered[-1], levels)
-    ends = np.zeros(0, np.int64)
+    ends: NDArray[np.int64] | None = None
     for _ in range(_ROUNDS):
         middles = (centroids[1:] + centroids[:-1]) / 2
         previous, ends = ends, np.searchsorted(ordered, middles, side="right")
-        if np.array_equal(ends, previous):
+        if previous is not None and np.array_equal(ends, previous):
             break
         first, last = np.concatenate([[0], ends]), np.concatenate([ends, [len(ordered)]])
         counts = last - first

@@ -85,7 +85,9 @@ def encode(symbols: NDArray[np.integer], alphabet: int) -> Encoded:
         ends = np.cumsum(size)
         # Bit i of a code of n bits is that of weight 2^(n - 1 - i).
         weight = np.repeat(ends, size) - 1 - np.arange(ends[-1])
-        stream.append((np.repeat(codes[some], size) >> weight.astype(np.uint64) & np.uint64(1)).astype(np.uint8))
+        stream.append(
+            (np.repeat(codes[some], size) >> weight.astype(np.uint64) & np.uint64(1)).astype(np.uint8)
+        )
     return Encoded(
         lengths, np.packbits(np.concatenate(stream)) if stream else np.zeros(0, np.uint8), len(symbols)
     )

@@ -4,7 +4,7 @@
     deltas:B   the zeros before each survivor, over the rows' borders, in units of B bits: the largest number 2^B - 1 stands
                for that many zeros and no survivor, so a gap of g takes 1 + floor(g / (2^B - 1)) units
 
-B is chosen for each weight. At a density of .1 the best (B = 4) is 5 % above the entropy of independent places, a bit map
+B is chosen for each weight. At a density of .1 the best (B = 4) is 7 % above the entropy of independent places, a bit map
 2.1 times it. A weight that keeps all of its places has no section for them.
 
 Decoding is native where the module is there (csrc/decode.cc) and the same in numpy elsewhere; both refuse the same bytes.
@@ -15,15 +15,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rewound.runtime.codec import native
 from rewound.runtime.codec.bits import filling, pack, packed_size, unpack
 
-try:
-    from rewound.runtime._native import decode_bitmap as _native_bitmap
-    from rewound.runtime._native import decode_deltas as _native_deltas
-except ImportError:
-    _native_bitmap = _native_deltas = None
-
-Decoded = tuple[NDArray[np.int64], NDArray[np.int32]]  # starts [rows + 1], places [count]: as in weights.Sparse
+Decoded = tuple[
+    NDArray[np.int64], NDArray[np.int32]
+]  # starts [rows + 1], places [count]: as in weights.Sparse
 MOST_BITS = 16
 LARGEST_ROW = 2**31 - 1
 
@@ -57,22 +54,30 @@ def decode(name: str, coded: NDArray[np.uint8], rows: int, row: int, count: int)
     """
     kind, bits = parse(name)
     if kind == "bitmap":
-        if _native_bitmap is not None:
-            return _native_bitmap(coded, rows, row, count)
+        if native.decode_bitmap is not None:
+            return native.decode_bitmap(coded, rows, row, count)
         return decode_bitmap(coded, rows, row, count)
-    if _native_deltas is not None:
-        return _native_deltas(coded, bits, rows, row, count)
+    if native.decode_deltas is not None:
+        return native.decode_deltas(coded, bits, rows, row, count)
     return decode_deltas(coded, bits, rows, row, count)
 
 
 def parse(name: str) -> tuple[str, int]:
     """Return ("bitmap", 0) or ("deltas", bits); ``ValueError`` for another name."""
-    kind, colon, bits = name.partition(":")
+    kind, _, bits = name.partition(":")
     if name == "bitmap":
         return kind, 0
-    if kind == "deltas" and bits.isdecimal() and bits.isascii() and len(bits) < 3 and 1 <= int(bits) <= MOST_BITS:
+    if (
+        kind == "deltas"
+        and bits.isdecimal()
+        and bits.isascii()
+        and len(bits) < 3
+        and 1 <= int(bits) <= MOST_BITS
+    ):
         return kind, int(bits)
-    raise ValueError(f"places are coded as 'bitmap' or 'deltas:1' to 'deltas:{MOST_BITS}' (got {name[:40]!r})")
+    raise ValueError(
+        f"places are coded as 'bitmap' or 'deltas:1' to 'deltas:{MOST_BITS}' (got {name[:40]!r})"
+    )
 
 
 def bitmap_size(rows: int, row: int) -> int:

@@ -58,7 +58,7 @@ class Sizes:
         return self.total("dense") / max(1, self.total(format))
 
     def __str__(self) -> str:
-        rows = [("layer", "density", *FORMATS)]
+        rows: list[tuple[str, ...]] = [("layer", "density", *FORMATS)]
         rows += [
             (layer.name, f"{layer.kept / layer.size:.4f}", *(f"{layer.bytes[f] / 1e3:,.1f}" for f in FORMATS))
             for layer in self.layers
@@ -108,7 +108,8 @@ def _layer(name: str, weight: NDArray[np.float32]) -> Layer:
         "dense": 32 * matrix.size,
         "gzip": 8 * _gzip(matrix),
         "bit map": 32 * count + 8 * places.bitmap_size(*matrix.shape),
-        "deltas": 32 * count + 8 * min(places.deltas_size(gaps, bits) for bits in range(1, places.MOST_BITS + 1)),
+        "deltas": 32 * count
+        + 8 * min(places.deltas_size(gaps, bits) for bits in range(1, places.MOST_BITS + 1)),
         "ideal": 32 * count + where,
         "EIE": eie.encode(shared).bits,
         "EIE+Huffman": coded_bits + 16 * eie.LEVELS,
@@ -126,7 +127,9 @@ def _weights(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
         for name, p in model.named_parameters():
             yield name, p.detach().float().cpu().numpy()
     else:
-        raise TypeError(f"sizes() needs a Graph, a torch module or a mapping of arrays (got {type(model).__name__})")
+        raise TypeError(
+            f"sizes() needs a Graph, a torch module or a mapping of arrays (got {type(model).__name__})"
+        )
 
 
 def _gzip(matrix: NDArray[np.float32]) -> int:

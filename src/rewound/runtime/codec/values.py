@@ -16,13 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rewound.runtime.codec import native
 from rewound.runtime.codec.bits import filling, pack, packed_size, unpack
 from rewound.runtime.codec.codebook import kmeans, nearest
-
-try:
-    from rewound.runtime._native import decode_codes as _native_codes
-except ImportError:
-    _native_codes = None
 
 MOST_LEVELS = 65_536
 _SPELLING = f"'float32', 'bfloat16', 'float16' or 'codebook:K' with K from 2 to {MOST_LEVELS:,} shared values"
@@ -40,7 +36,7 @@ class Coded:
 
 def parse(values: str) -> tuple[str, int]:
     """Return (kind, K); K is 0 but for codebooks. ``ValueError`` for another spelling."""
-    kind, colon, number = values.partition(":")
+    kind, _, number = values.partition(":")
     if values in ("float32", "bfloat16", "float16"):
         return kind, 0
     if kind == "codebook" and number.isdecimal() and len(number) < 6 and 2 <= int(number) <= MOST_LEVELS:
@@ -64,7 +60,9 @@ def round_to(numbers: NDArray[np.float32], values: str) -> NDArray[np.float32]:
             half = numbers.astype(np.float16).astype(np.float32)
         if (np.isinf(half) & np.isfinite(numbers)).any():
             largest = float(np.abs(numbers[np.isfinite(numbers)]).max())
-            raise ValueError(f"float16 ends at 65,504, and a weight is {largest:.6g}: write it with values='bfloat16'")
+            raise ValueError(
+                f"float16 ends at 65,504, and a weight is {largest:.6g}: write it with values='bfloat16'"
+            )
         return half
     if kind == "codebook" and _distinct(numbers, levels) is None:
         book = kmeans(numbers, levels)
@@ -96,12 +94,14 @@ def decode(
     """Return ``count`` numbers; ``ValueError`` says what is wrong with the bytes. float32 is a view of ``data``."""
     kind, bits = parse_codec(codec)
     if len(data) != packed_size(count, bits):
-        raise ValueError(f"it has {len(data):,} bytes where {count:,} numbers take {packed_size(count, bits):,}")
+        raise ValueError(
+            f"it has {len(data):,} bytes where {count:,} numbers take {packed_size(count, bits):,}"
+        )
     if kind == "codes":
         if codebook is None:
             raise ValueError("it has no codebook")
-        if _native_codes is not None:
-            return _native_codes(data, bits, codebook, count)
+        if native.decode_codes is not None:
+            return native.decode_codes(data, bits, codebook, count)
         return decode_codes(data, bits, codebook, count)
     if kind == "bfloat16":
         return _widen(data.view("<u2").astype(np.uint16, copy=False))
@@ -112,7 +112,7 @@ def decode(
 
 def parse_codec(codec: str) -> tuple[str, int]:
     """Return (kind, bits a number); ``ValueError`` for an unknown codec."""
-    kind, colon, bits = codec.partition(":")
+    kind, _, bits = codec.partition(":")
     width = {"float32": 32, "bfloat16": 16, "float16": 16}.get(codec)
     if width is not None:
         return kind, width

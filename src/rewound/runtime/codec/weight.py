@@ -5,7 +5,8 @@
     "dense"   an array                   all values; or, where smaller, those that are not zero with a bit map; codebook
 
 A dense array may have zeros too: a layer that no kernel gains from is still smaller on the disk. Its zeros are told by their
-bits, so that minus zero stays what it is.
+bits, so that minus zero stays what it is. Arrays of other types (integers that a torch operator reads, say) are stored as
+they are, under their type's name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,10 @@ from numpy.typing import NDArray
 from rewound.runtime.codec import places as places_codec
 from rewound.runtime.codec import values as values_codec
 from rewound.runtime.weights import Sparse, Weight
+
+_OTHER_TYPES = {
+    name: np.dtype(name).newbyteorder("<") for name in ("float64", "int64", "int32", "int16", "int8", "uint8")
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ def decode(stored: Stored) -> Weight:
     The parts may be anything; that ``stored`` asks for no more memory than there is, the caller sees to (:func:`memory`).
     """
     size, parts = math.prod(stored.shape), stored.parts
+    if stored.form == "dense" and parts["values"].codec in ("bool", *_OTHER_TYPES):
+        return _decode_other(parts["values"], size).reshape(stored.shape)
     codebook = None
     if "codebook" in parts:
         book = parts["codebook"]
@@ -115,7 +123,7 @@ def _encode_sparse(weight: Sparse, values: str) -> Stored:
 
 def _encode_dense(weight: NDArray[np.float32], values: str) -> Stored:
     if weight.dtype != np.float32:
-        raise TypeError(f"weights are float32 (got {weight.dtype})")
+        return _encode_other(weight, values)
     flat = np.ascontiguousarray(weight).reshape(-1)
     kept = np.flatnonzero(flat.view(np.uint32))
     rounded = values_codec.round_to(flat[kept], values)
@@ -131,6 +139,31 @@ def _encode_dense(weight: NDArray[np.float32], values: str) -> Stored:
             if _size(everything) <= _size(parts):
                 parts, count = everything, flat.size
     return Stored("dense", weight.shape, count, away, parts)
+
+
+def _encode_other(array: NDArray[Any], values: str) -> Stored:
+    name = str(array.dtype)
+    if name not in ("bool", *_OTHER_TYPES):
+        raise TypeError(
+            f"arrays of {', '.join(('float32', 'bool', *_OTHER_TYPES))} can be written (got {name})"
+        )
+    if values != "float32":
+        raise TypeError(
+            f"'values' is about float32 weights (got {values!r} for {name}): simplify the graph first"
+        )
+    stored = array.astype(_OTHER_TYPES.get(name, np.uint8)).reshape(-1)
+    return Stored("dense", array.shape, array.size, 0, {"values": Part(name, stored.view(np.uint8))})
+
+
+def _decode_other(part: Part, size: int) -> NDArray[Any]:
+    kind = _OTHER_TYPES.get(part.codec, np.dtype(np.uint8))
+    if len(part.data) != size * kind.itemsize:
+        raise ValueError(
+            f"values: it has {len(part.data):,} bytes where {size:,} numbers take {size * kind.itemsize:,}"
+        )
+    if part.codec == "bool":
+        return part.data != 0
+    return part.data.view(kind).astype(np.dtype(part.codec), copy=False)
 
 
 def _value_parts(rounded: NDArray[np.float32], values: str) -> dict[str, Part]:
