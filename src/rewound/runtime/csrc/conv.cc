@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kReach = 1024 - 64;      // floats that a masked vector may read beyond a value: Program::kSlack less a vector
 constexpr int64_t kCache = 24 * 1024;      // bytes of x that a block keeps in the first-level cache
+constexpr double kTaps = 12.0;             // of a row in a block: fewer do not pay for loading and storing the sums
+constexpr int64_t kPanel = 1024;           // rows of a matrix-vector task: columns as long as that stream well
 
 template <class T>
 T* allocate(std::vector<std::shared_ptr<void>>& memory, int64_t& bytes, int64_t count) {
@@ -154,9 +156,9 @@ Schedule choose(const ConvSpec& s, const Weight& w, Schedule asked, int lanes, i
     const int64_t window = s.kernel[0] * s.kernel[1];
     const int64_t line = best.vectors * lanes + (s.kernel[0] - 1) * s.in.pitch + s.kernel[1] - 1;  // floats of a channel
     int64_t channels = std::max<int64_t>(kCache / (4 * line), 8);
-    if (best.rows == 1) {  // few taps a row do not pay for loading and storing the sums
+    if (best.rows == 1) {
       const double taps = density(w) * static_cast<double>(window);
-      channels = std::max(channels, static_cast<int64_t>(10.0 / std::max(taps, 1e-6)));
+      channels = std::max(channels, static_cast<int64_t>(kTaps / std::max(taps, 1e-6)));
     }
     const int64_t all = w.row / window;
     channels = std::min(channels, all);
@@ -165,6 +167,14 @@ Schedule choose(const ConvSpec& s, const Weight& w, Schedule asked, int lanes, i
   }
   best.block = std::clamp<int64_t>(best.block, 1, w.row);
   return best;
+}
+
+// Whether whole columns, zeros and all, are quicker than the nonzeros: those cost about as much each as a dozen weights that a
+// cache holds, or two that memory holds (nanoseconds, measured: benchmarks/kernels.py).
+bool columns_pay(const Weight& w) {
+  const double bytes = 4.0 * static_cast<double>(w.out) * static_cast<double>(w.row);
+  const double each = bytes < 768 * 1024 ? 0.04 : bytes < 16.0 * 1024 * 1024 ? 0.1 : 0.26;
+  return bytes / 4 * each < 0.47 * static_cast<double>(w.starts[w.out]);
 }
 
 }  // namespace
@@ -279,21 +289,25 @@ Matvec pack_matvec(const Weight& w, const float* bias, Activation activation) {
   op.in = w.row;
   op.out = w.out;
   op.activation = activation;
-  const bool dense = w.starts == nullptr;
-  op.tasks = std::clamp<int64_t>(w.out * w.row / 500000, (w.out + 65535) / 65536, std::max<int64_t>((w.out + 255) / 256, 1));
-  op.panel = (w.out + op.tasks - 1) / op.tasks;
+  const bool dense = w.starts == nullptr || columns_pay(w);
+  const bool large = (dense ? w.out * w.row : w.starts[w.out]) > 50000;
+  op.panel = std::min<int64_t>(w.out, large ? kPanel : 65536);  // rows of a panel are counted in 16 bits
   op.tasks = (w.out + op.panel - 1) / op.panel;
   float* biases = allocate<float>(made.memory, made.bytes, w.out);
   if (bias != nullptr) std::copy_n(bias, w.out, biases);
   op.bias = biases;
-  const int64_t values = dense ? w.out * w.row : w.starts[w.out];
+  const int64_t values = w.starts == nullptr ? w.out * w.row : w.starts[w.out];
   for (int64_t i = 0; i < values; ++i) op.skip = op.skip && std::isfinite(w.values[i]);
   made.macs = values;
   if (dense) {
     const int64_t width = (op.panel + 15) / 16 * 16;
     float* columns = allocate<float>(made.memory, made.bytes, op.tasks * w.row * width);
+    const auto put = [&](int64_t o, int64_t j, float value) { columns[(o / op.panel * w.row + j) * width + o % op.panel] = value; };
     for (int64_t o = 0; o < w.out; ++o)
-      for (int64_t j = 0; j < w.row; ++j) columns[(o / op.panel * w.row + j) * width + o % op.panel] = w.values[o * w.row + j];
+      if (w.starts == nullptr)
+        for (int64_t j = 0; j < w.row; ++j) put(o, j, w.values[o * w.row + j]);
+      else
+        for (int64_t i = w.starts[o]; i < w.starts[o + 1]; ++i) put(o, w.places[i], w.values[i]);
     op.values = columns;
     return made;
   }
