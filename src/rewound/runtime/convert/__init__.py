@@ -6,6 +6,7 @@ here, in float64. The model is not changed. Needs torch; nothing else of ``rewou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from rewound.parameters import canonical
 from rewound.runtime import operators
 from rewound.runtime.convert import elementwise, layers, moves  # noqa: F401  # they register their rules
 from rewound.runtime.convert.build import PROBES, Builder, Const, Live, Tracked, Unbatchable, Unknown
@@ -51,6 +53,7 @@ def convert(model: nn.Module, example: Any) -> Graph:
 
 def _converted(calls: Calls, model: nn.Module, example: Any) -> Graph:
     b = Builder(calls.images)
+    b.parameters = {_named(name) for name, _ in model.named_parameters()}
     known: dict[str, Any] = {}
     for given in calls.inputs:
         if given.dtype.is_complex:
@@ -71,7 +74,7 @@ def _converted(calls: Calls, model: nn.Module, example: Any) -> Graph:
         )
         known[given.name] = Live(given.name, axes, given.dtype, given.shape)
     for name, (tensor, origin) in calls.tensors.items():
-        known[name] = Const((tensor.detach(),), origin)
+        known[name] = Const((tensor.detach(),), _named(origin))
     for call in calls.calls:
         b.source, b.line = call.source, call.line
         known[call.name] = _called(b, call, known)
@@ -96,6 +99,16 @@ def _converted(calls: Calls, model: nn.Module, example: Any) -> Graph:
         "batch": calls.why,
     }
     return b.graph(inputs, outputs, structure)
+
+
+def _named(parameter: str) -> str:
+    """Return the name that a parameter has for those who prune it: a parametrized or masked one is still "weight".
+
+    >>> _named("fc.weight_orig"), _named("fc.parametrizations.weight.original0")
+    ('fc.weight', 'fc.weight')
+    """
+    name = re.sub(r"(^|\.)parametrizations\.(\w+)\.original\d*$", r"\1\2", canonical(parameter))
+    return re.sub(r"_orig$", "", name)
 
 
 def _constant_result(b: Builder, x: Const, like: Live) -> Live:
@@ -161,15 +174,12 @@ _VIEWS = (
 
 def _computed(b: Builder, call: Call, arguments: Mapping[str, Any]) -> Any:
     """Return what a call makes of constants alone, computed with torch in float64."""
-    if torch.Tag.nondeterministic_seeded in call.target.tags and "dropout" not in str(call.target):
-        raise ValueError(
-            f"{call.target} at {call.line} draws at random: an engine computes the same each time"
-        )
+    _require_certain(call, arguments)
     name = str(call.target).split(".")[1]
     leaves = tree_leaves(list(arguments.values()), is_leaf=lambda x: isinstance(x, Const))
     given = [leaf for leaf in leaves if isinstance(leaf, Const)]
     grows = any(isinstance(leaf, Batch) for leaf in leaves) or any(len(leaf.at) > 1 for leaf in given)
-    origins = [leaf.origin for leaf in given if leaf.origin]
+    origins = sorted((leaf.origin for leaf in given if leaf.origin), key=lambda name: name not in b.parameters)
     results = []
     for probe in range(len(PROBES) if grows else 1):
 
@@ -197,18 +207,24 @@ def _computed(b: Builder, call: Call, arguments: Mapping[str, Any]) -> Any:
 # -- what runs in torch ---------------------------------------------------------------------------------------------------------
 
 
+def _require_certain(call: Call, arguments: Mapping[str, Any]) -> None:
+    """``ValueError`` if a call draws at random, which dropout, attention and recurrent layers do in training alone."""
+    if torch.Tag.nondeterministic_seeded not in call.target.tags:
+        return
+    given = {"p": 0, "dropout": 0, "dropout_p": 0, **arguments}
+    training = given.get("train", given.get("training"))
+    rates = given["dropout"] or given["dropout_p"] or given["p"]
+    layers = ("lstm", "gru", "rnn_", "dropout", "scaled_dot_product", "feature_dropout", "alpha_dropout", "rrelu")
+    known = str(call.target).split(".")[1].startswith(layers)
+    if not known or (training is not False and (training or rates)):
+        raise ValueError(f"{call.target} at {call.line} draws at random: an engine computes the same each time")
+
+
 def _fallen_back(
     b: Builder, call: Call, arguments: Mapping[str, Any], result: Call, index: int | None
 ) -> Live:
     """Return the result of a ``torch`` node."""
-    if (
-        torch.Tag.nondeterministic_seeded in call.target.tags
-        and "dropout" not in str(call.target)
-        and ("scaled_dot_product" not in str(call.target))
-    ):
-        raise ValueError(
-            f"{call.target} at {call.line} draws at random: an engine computes the same each time"
-        )
+    _require_certain(call, arguments)
     if (
         torch.Tag.data_dependent_output in call.target.tags
         or torch.Tag.dynamic_output_shape in call.target.tags

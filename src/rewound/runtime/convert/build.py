@@ -86,7 +86,8 @@ Tracked = Live | Const
 
 @dataclass
 class Builder:
-    """images: the batch where it is fixed. ``source`` and ``line`` go into the nodes that are made."""
+    """images: the batch where it is fixed. ``source`` and ``line`` go into the nodes that are made. parameters: the model's
+    names of them, which are preferred for what is made of several tensors."""
 
     images: int | None
     values: dict[str, Value] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class Builder:
     weights: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     line: str = ""
+    parameters: set[str] = field(default_factory=set)
     _kept: dict[Any, str] = field(default_factory=dict)
     _alive: list[Any] = field(default_factory=list)
 
