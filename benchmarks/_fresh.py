@@ -75,6 +75,13 @@ def shown(values: list[float] | None, digits: int = 2) -> str:
 
 def _sum_of_sources(question: str) -> str:
     total = hashlib.sha256(question.encode())
-    for path in [*sorted((_HERE.parent / "src").rglob("*.py")), *sorted(_HERE.glob("*.py"))]:
+    for path in _sources():
         total.update(path.read_bytes())
     return total.hexdigest()[:24]
+
+
+def _sources() -> list[Path]:
+    """Python and C++: what is measured and what measures."""
+    source = _HERE.parent / "src"
+    found = [path for ending in ("py", "cc", "h") for path in source.rglob(f"*.{ending}")]
+    return [*sorted(found), *sorted(_HERE.glob("*.py"))]

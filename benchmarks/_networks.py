@@ -1,4 +1,4 @@
-"""The networks that compaction is measured on, at the size people use them; ``quick`` makes them tiny.
+"""The networks that compaction and the engine are measured on, at the size people use them; ``quick`` makes them tiny.
 
 Weights are random, and so are norms, biases and running statistics: what ought to be zero is never zero by chance. Each
 builder returns the model in evaluation mode and one example of batch size 1.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rewound.tasks.models.gnmt import Gnmt
+from rewound.tasks.models.mlp import lenet_300_100, mlp
 from rewound.tasks.models.resnet import cifar_resnet, imagenet_resnet
 from rewound.tasks.models.vgg import vgg_16
 
@@ -116,6 +117,11 @@ def _twice(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def fully_connected(width: int, outputs: int) -> Built:
+    """Return three linear layers, width - width - width - outputs, with ReLU between them."""
+    return mlp(width, (width, width), outputs), torch.randn(1, width)
+
+
 # ---- attention and recurrence --------------------------------------------------------------------------------------
 
 
@@ -189,4 +195,6 @@ NETWORKS: dict[str, Callable[[bool], Built]] = {
     "GPT-2, 3 layers": gpt2,
     "GNMT": gnmt,
     "Llama-7B": llama_7b,
+    "MLP 4096": lambda quick: fully_connected(256 if quick else 4096, 1000),
+    "LeNet-300-100": lambda quick: (lenet_300_100(), image(28, 1)),
 }

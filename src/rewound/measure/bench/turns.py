@@ -1,7 +1,8 @@
 """Calls that are compared take turns, so that what else the machine does meets all of them.
 
-A turn of a call is a block: one call that is not counted (its caches belong to the others), then as many as last a little
-while. Each counted call is timed by the wall clock; of the block, the process's CPU time is taken.
+A turn of a call is a block: one call that is not counted (its caches belong to the others; where calls are long, that does
+not matter and it is left out), then as many as last a little while. Each counted call is timed by the wall clock; of the
+block, the process's CPU time is taken.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ Call = Callable[[], Any]
 Key = TypeVar("Key", bound=Hashable)
 
 BLOCK = 0.03  # seconds that a turn lasts at least
+_LONG = 0.5  # a call of so many seconds
 _LEAST = 3  # turns, however long they take
 _STEADY, _WARM = 0.05, 1.5  # warm are calls that differ by 5 %, or that have run for so many seconds
 
@@ -56,7 +58,8 @@ def take_turns(
     seconds: after so many no round is begun, but three are made in any case.
     """
     keys = list(calls)
-    counts = {key: _warm_up(call, clock) for key, call in calls.items()}
+    lengths = {key: _warm_up(call, clock) for key, call in calls.items()}
+    counts = {key: max(1, math.ceil(BLOCK / length)) for key, length in lengths.items()}
     found: dict[Key, tuple[list[float], list[float], list[float]]] = {key: ([], [], []) for key in keys}
     began = clock()
     for turn in range(rounds):
@@ -65,7 +68,8 @@ def take_turns(
         first = turn % len(keys)
         for key in keys[first:] + keys[:first]:
             call, taken = calls[key], []
-            call()
+            if lengths[key] < _LONG:
+                call()
             before = cpu_clock()
             for _ in range(counts[key]):
                 start = clock()
@@ -78,8 +82,8 @@ def take_turns(
     return {key: Turns(*map(tuple, lists)) for key, lists in found.items()}
 
 
-def _warm_up(call: Call, clock: Callable[[], float]) -> int:
-    """Call until the last three took alike; return how many fill a block."""
+def _warm_up(call: Call, clock: Callable[[], float]) -> float:
+    """Call until the last three took alike; return the seconds of one."""
     began, taken = clock(), []
     while True:
         start = clock()
@@ -90,4 +94,4 @@ def _warm_up(call: Call, clock: Callable[[], float]) -> int:
             break
         if clock() - began > _WARM and len(taken) >= 2:
             break
-    return max(1, math.ceil(BLOCK / statistics.median(taken[-3:])))
+    return statistics.median(taken[-3:])
