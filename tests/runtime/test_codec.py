@@ -173,6 +173,19 @@ def test_bfloat16_rounds_as_torch_does():
     assert np.array_equal(values.round_to(numbers, "bfloat16"), expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("spelling", ["float32", "bfloat16", "float16"])
+def test_signalling_nans_are_numbers_like_others(spelling):
+    """Comparing one warns, and warnings are errors here; a file may hold any bits."""
+    numbers = np.uint32([0x7F800001, 0x3F800000, 0xFFBFFFFF]).view(np.float32)
+    for whole in (
+        np.tile(numbers, (2, 1)),
+        Sparse((2, 3), np.array([0, 3, 3]), np.int32([0, 1, 2]), numbers),
+    ):
+        stored = weight.encode(whole, spelling)
+        back = weight.decode(stored)
+        assert stored.away == 0 and np.isnan(dense(back)[0]).tolist() == [True, False, True]
+
+
 def test_few_values_are_stored_by_index_without_loss():
     numbers = np.float32([0.5, -1.5, np.nan, 7.0])[np.arange(4096) % 4]
     coded = values.encode(numbers, "float32")

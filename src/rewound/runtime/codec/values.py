@@ -56,7 +56,7 @@ def round_to(numbers: NDArray[np.float32], values: str) -> NDArray[np.float32]:
     if kind == "bfloat16":
         return _widen(_bfloat16(numbers))
     if kind == "float16":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             half = numbers.astype(np.float16).astype(np.float32)
         if (np.isinf(half) & np.isfinite(numbers)).any():
             largest = float(np.abs(numbers[np.isfinite(numbers)]).max())
@@ -84,7 +84,8 @@ def encode(rounded: NDArray[np.float32], values: str) -> Coded:
     if kind == "bfloat16":
         return Coded(kind, _bytes(_bfloat16(rounded).astype("<u2")))
     if kind == "float16":
-        return Coded(kind, _bytes(rounded.astype("<f2")))
+        with np.errstate(invalid="ignore"):
+            return Coded(kind, _bytes(rounded.astype("<f2")))
     return Coded("float32", _bytes(rounded.astype("<f4", copy=False)))
 
 
@@ -106,7 +107,8 @@ def decode(
     if kind == "bfloat16":
         return _widen(data.view("<u2").astype(np.uint16, copy=False))
     if kind == "float16":
-        return data.view("<f2").astype(np.float32)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            return data.view("<f2").astype(np.float32)
     return data.view("<f4").astype(np.float32, copy=False)
 
 
