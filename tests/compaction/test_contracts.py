@@ -242,6 +242,7 @@ EXACT: dict[str, tuple[str, Middle]] = {
     "replication_pad1d": ("line", lambda m, x: torch.ops.aten.replication_pad1d(x, [1, 1])),
     "replication_pad2d": ("image", lambda m, x: torch.ops.aten.replication_pad2d(x, [1, 1, 1, 1])),
     "index": ("image", lambda m, x: x[:, :, torch.tensor([1, 3])]),
+    "index_add": ("image", lambda m, x: m.other.index_add(2, torch.tensor([5, 1, 5]), x[:, :, :3], alpha=2)),
     "index_select": ("image", lambda m, x: x.index_select(2, torch.tensor([1, 3]))),
     "select": ("image", lambda m, x: x[:, :, 1:].select(3, 2)[..., None]),
     "unbind": ("image", lambda m, x: sum(x.unbind(2))[:, :, None]),
@@ -307,6 +308,7 @@ EXACT: dict[str, tuple[str, Middle]] = {
     "masked_fill": ("image", lambda m, x: x.masked_fill(m.other > 0, -1.0)),
     # ---- contraction
     "linear": ("features", lambda m, x: F.linear(x, m.square, m.vector).relu()),
+    "bilinear": ("features", lambda m, x: m.rest.bilinear(x, m.other).relu()),
     "addmm": ("features", lambda m, x: torch.addmm(m.vector, x.flatten(0, 1), m.square)),
     "matmul": ("features", lambda m, x: x @ m.square.t()),
     "mm": ("features", lambda m, x: torch.mm(x.flatten(0, 1), m.square)),
@@ -383,6 +385,9 @@ EXACT: dict[str, tuple[str, Middle]] = {
     "max_pool2d": ("image", lambda m, x: F.max_pool2d(x, 3, 2, padding=1)),
     "adaptive_max_pool2d": ("image", lambda m, x: F.adaptive_max_pool2d(x, 2)),
     "max_pool2d_with_indices": ("image", lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]),
+    "max_pool1d_with_indices": ("line", lambda m, x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)),
+    "max_unpool2d": ("image", lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
+    "max_unpool3d": ("volume", lambda m, x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2)),
     "avg_pool3d": ("volume", lambda m, x: F.avg_pool3d(x, 2)),
     "adaptive_avg_pool3d": ("volume", lambda m, x: F.adaptive_avg_pool3d(x, 2)),
     "max_pool3d": ("volume", lambda m, x: F.max_pool3d(x, 2)),
@@ -406,6 +411,7 @@ EXACT: dict[str, tuple[str, Middle]] = {
 
 MODULES: dict[str, dict[str, Callable[[], nn.Module]]] = {
     "channel_shuffle": {"shuffle": lambda: nn.ChannelShuffle(4)},
+    "bilinear": {"bilinear": lambda: nn.Bilinear(UNITS, UNITS, 6)},
     "lstm": {"lstm": lambda: nn.LSTM(UNITS, 6, 2, batch_first=True)},
     "gru": {"gru": lambda: nn.GRU(UNITS, 6, bidirectional=True, batch_first=True)},
     "rnn_tanh": {"rnn": lambda: nn.RNN(UNITS, 6, batch_first=True)},
@@ -504,6 +510,12 @@ FIXED: dict[str, tuple[str, Middle, str]] = {
     "unbind": ("image", lambda m, x: sum(x.unbind(1))[:, None], "taken apart entry by entry"),
     "index": ("image", lambda m, x: x[:, torch.tensor([3, 1, 2])], "picked by number"),
     "index_select": ("image", lambda m, x: x.index_select(1, torch.tensor([3, 1])), "picked by number"),
+    "index_add": ("image", lambda m, x: m.other.index_add(1, torch.tensor([3, 1, 0, 2, 7, 7, 5, 4]), x), "picked by number"),
+    "max_unpool2d": (
+        "image",
+        lambda m, x: F.max_unpool2d(x.movedim(1, -1), torch.arange(48).reshape(6, 8).expand(2, 6, 6, 8), 2),
+        "an axis of space",
+    ),
     "gather": ("features", lambda m, x: x.gather(-1, torch.tensor([0, 3]).expand(2, 4, 2)), "picked by number"),
     "tril": ("features", lambda m, x: x.tril(), "cut to a triangle"),
     "triu": ("features", lambda m, x: x.triu(), "cut to a triangle"),
@@ -559,6 +571,12 @@ LEVELS: dict[str, tuple[str, Middle, Certificate, str]] = {
     "logsumexp": ("image", lambda m, x: x.logsumexp(1, keepdim=True), Certificate.APPROXIMATE, "a statistic of all"),
     "layer_norm": ("features", lambda m, x: F.layer_norm(x, x.shape[-1:], m.vector), Certificate.APPROXIMATE, "LayerNorm"),
     "group_norm": ("image", lambda m, x: F.group_norm(x, 2, m.vector), Certificate.APPROXIMATE, "GroupNorm"),
+    "bilinear": (
+        "features",
+        lambda m, x: F.bilinear(x.sigmoid(), m.other, torch.ones(2, UNITS, UNITS).to(x.dtype)),
+        Certificate.APPROXIMATE,
+        "a dead slice is not zero",
+    ),
     "sum": ("image", lambda m, x: x.sigmoid().sum(1, keepdim=True), Certificate.APPROXIMATE, "a dead slice is not zero"),
     "linear": (
         "features",
@@ -593,7 +611,7 @@ UNREACHED = set(
     """
     dropout_ to lift_fresh float expand_as_self requires_grad_ _conj resolve_conj resolve_neg cpu view_as_self _to_copy
     cudnn_is_acceptable native_dropout_eval unsqueeze_ squeeze_ new_empty empty scalar_tensor rand randn randint tril_indices
-    logsigmoid clip log_normal rrelu_eval softsign max_other __and__ __or__ _prelu_kernel max_pool1d_with_indices
+    logsigmoid clip log_normal rrelu_eval softsign max_other __and__ __or__ _prelu_kernel
     """.split()
 )
 
@@ -713,6 +731,15 @@ def test_operators_in_place(name):
             without_half(model, model.example, structure, exact(structure))
         else:
             assert summed or "no contract" in structure.fixed["first.weight", 0]
+
+
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.adaptive_max_pool2d], ids=["of a window", "adaptive"])
+def test_where_the_maximum_of_a_dead_map_is_is_not_zero(pool):
+    """A map of zeros has its maximum somewhere, so that it would be missed in a sum of the indices."""
+    model = Between(lambda m, x: pool(x, 2, return_indices=True)[1], "image", summed=True)
+    group = group_of(couple(model, model.example).structure)
+    assert group.certificate is Certificate.APPROXIMATE
+    assert "a dead slice is not zero" in group.why
 
 
 def test_what_is_written_through_a_view_is_no_longer_zero():

@@ -202,6 +202,7 @@ def _linear(w: torch.Size) -> dict[str, Any]:
 
 _TABLE: dict[type, Callable[[torch.Size], dict[str, Any]]] = {
     nn.Linear: _linear,
+    nn.Bilinear: lambda w: {"out_features": w[0], "in1_features": w[1], "in2_features": w[2]},
     nn.modules.batchnorm._NormBase: lambda w: {"num_features": w[0]},
     nn.LayerNorm: lambda w: {"normalized_shape": tuple(w)},
     nn.RMSNorm: lambda w: {"normalized_shape": tuple(w)},

@@ -156,6 +156,14 @@ def _index(self: Reckoner, node: fx.Node, x: Tensor, indices: list[Any]) -> Tens
     return x.reshape([*rest[:at], *[1] * (len(shape_of(node)) - len(rest)), *rest[at:]])
 
 
+def _index_add(
+    self: Reckoner, node: fx.Node, x: Tensor, dim: int, index: Tensor, source: Tensor, **_: Any
+) -> Tensor:
+    if x.shape[dim] > 1 or source.shape[dim] > 1:
+        return unknown(node)
+    return torch.where(source == 0, x.double(), NAN)  # where and how often is not asked
+
+
 def _pad(
     self: Reckoner, node: fx.Node, x: Tensor, widths: list[int], mode: Any = "constant", value: Any = None
 ) -> Tensor:
@@ -226,6 +234,7 @@ RULES: dict[str, Rule] = {
     "select": _select,
     "slice": _slice,
     "index": _index,
+    "index_add": _index_add,
     "pad": _pad,
     "constant_pad_nd": lambda self, node, x, widths, value=0: _pad(self, node, x, widths, "constant", value),
     **called(_pad_by_itself, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),

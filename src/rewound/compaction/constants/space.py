@@ -1,4 +1,4 @@
-"""Pooling and upsampling: a constant stays itself, unless the zeros of a padding come in."""
+"""Pooling and upsampling: a constant stays itself, unless zeros come in, of a padding or between the maxima."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _over_space(self: Reckoner, node: fx.Node, x: Tensor, *arguments: Any, **keywords: Any) -> Any:
-    """Pooling and upsampling: a constant stays itself, unless zeros of a padding come in."""
+    """A constant stays itself, unless zeros come in."""
     name = short(node)
     if name.startswith("avg_pool"):
         names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -23,7 +23,7 @@ def _over_space(self: Reckoner, node: fx.Node, x: Tensor, *arguments: Any, **key
         spoiled = any(numbers(given.get("padding", 0))) and given.get("count_include_pad", True)
         if spoiled or given.get("divisor_override") is not None:
             x = x.double().masked_fill(x != 0, NAN)
-    elif name in ("grid_sampler", "grid_sampler_2d", "im2col"):
+    elif name in ("grid_sampler", "grid_sampler_2d", "im2col", "max_unpool2d", "max_unpool3d"):
         x = x.double().masked_fill(x != 0, NAN)
     if name == "im2col":
         kernel = numbers(arguments[0])
@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     ),
     **called(
         _over_space,
-        "upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d im2col",
+        "upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d im2col "
+        "max_unpool2d max_unpool3d",
     ),
 }

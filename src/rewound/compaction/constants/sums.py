@@ -33,6 +33,18 @@ def _linear(self: Reckoner, node: fx.Node, x: Tensor, weight: Tensor, bias: Tens
     return _through(self, node, x, node.args[1], 0, weight, bias, more)
 
 
+def _bilinear(
+    self: Reckoner, node: fx.Node, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    weight = weight.expand(shape_of(node.args[2]))  # a computed one may be alike along an axis
+    for at, held, axis in ((0, a, 1), (1, b, 2)):
+        cells = self.cells(node.args[at], -1)
+        self.read(node, cells, zeros_along((held, -1), (weight, axis), n=len(cells)))
+    result = torch.where((weight != 0).flatten(1).any(1), NAN, 0.0).double()
+    result = result if bias is None else result + bias.double()
+    return result.reshape([1] * (len(shape_of(node)) - 1) + [-1])
+
+
 def _addmm(self: Reckoner, node: fx.Node, bias: Tensor, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
     more: dict[str, Any] = {}
     more["bias"], more["why"] = self.bias_of(node, node.args[2], node.args[0])
@@ -199,6 +211,7 @@ def _attention(
 
 RULES: dict[str, Rule] = {
     "linear": _linear,
+    "bilinear": _bilinear,
     "addmm": _addmm,
     **called(_matmul, "matmul mm bmm"),
     "einsum": _einsum,

@@ -31,6 +31,17 @@ def linear(reading: Reading, x: Value, weight: Value, bias: Value | None = None)
     return Value((*rest, out))
 
 
+def bilinear(reading: Reading, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """a [..., i], b [..., j], weight [out, i, j]: linear in either input, so a feature of one leaves with its slice of the
+    weight, whatever the other holds."""
+    front = broadcast(reading, [Value(a.dims[:-1]), Value(b.dims[:-1])], _zero_of_either).dims
+    _contract(reading, a, len(a.dims) - 1, weight, 1)
+    _contract(reading, b, len(b.dims) - 1, weight, 2)
+    out = _written(reading, weight, 0, bias, LINEAR)
+    reading.work(product([len(dim) for dim in front]) * product(weight.shape), *front, *weight.dims)
+    return Value((*(_passed(dim, bias) for dim in front), out))
+
+
 def addmm(reading: Reading, bias: Value, x: Value, weight: Value, **_: Any) -> Value:
     """bias [out] or [n, out], x [n, in], weight [in, out] (Hugging Face's Conv1D)."""
     return (
@@ -251,6 +262,7 @@ def _groups(arguments: tuple[Any, ...], at: int) -> int:
 
 RULES: dict[str, Callable[..., Any]] = {
     "linear": linear,
+    "bilinear": bilinear,
     "addmm": addmm,
     "matmul": matmul,
     "mm": matmul,

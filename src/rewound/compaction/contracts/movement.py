@@ -291,6 +291,25 @@ def index(reading: Reading, x: Value, indices: list[Value | None]) -> Value:
     return Value((*rest[:at], *picked, *rest[at:]))
 
 
+def index_add(reading: Reading, x: Value, dim: int, index: Value, source: Value, **_: Any) -> Value:
+    """x with rows of ``source`` added where the index says: along ``dim`` by number, along all other axes entry by entry."""
+    at = positive(dim, len(x.dims))
+    for value in (x, source):
+        reading.fix(value.dims[at], "its entries are picked by number")
+    dims = []
+    for axis, (mine, theirs) in enumerate(zip(x.dims, source.dims)):
+        if axis != at:
+            reading.tie(mine, theirs)
+            # of constants too nobody knows how many are added where
+            zero = mine.dead is theirs.dead is Dead.ZERO
+            mine = (mine if mine.tracked else theirs).be(Dead.ZERO if zero else Dead.ANYTHING)
+        dims.append(mine)
+    for value in (x, source):
+        for axis in range(len(value.dims)):
+            reading.role(value, axis, "affine")
+    return Value(tuple(dims))
+
+
 def gather(reading: Reading, x: Value, dim: int, index: Value, **_: Any) -> Value:
     reading.untouched(x, index, what="its entries are picked by number")
     return plain_value(reading.shape)
@@ -420,6 +439,7 @@ RULES: dict[str, Callable[..., Any]] = {
     ),
     "index_select": index_select,
     "index": index,
+    "index_add": index_add,
     "gather": gather,
     "copy_": copy_,
     "copy": copy_,

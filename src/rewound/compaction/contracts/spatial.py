@@ -8,19 +8,37 @@ from typing import Any
 
 import numpy as np
 
+from rewound.compaction.contracts.pointwise import broadcast
 from rewound.compaction.reading import Reading, product
 from rewound.compaction.values import Dead, Dim, Value, plain
 
 
 def over_space(reading: Reading, x: Value, *_: Any, places: int, keeps_constant: bool, **__: Any) -> Any:
-    """The last ``places`` axes change; of the others nothing does."""
+    """The last ``places`` axes change; of the others nothing does. A second result says where each maximum was, which is not
+    zero where all are."""
     for dim in x.dims[-places:]:
         reading.fix(dim, "is an axis of space")
     front = [
         d if d.dead is not Dead.CONSTANT or keeps_constant else d.be(Dead.ANYTHING) for d in x.dims[:-places]
     ]
-    results = [Value((*front, *(plain(n) for n in shape[-places:]))) for shape in reading.shapes]
-    return results if len(results) > 1 else results[0]
+    space = tuple(plain(n) for n in reading.shape[-places:])
+    result = Value((*front, *space))
+    if len(reading.shapes) == 1:
+        return result
+    return [result, Value((*(d.be(Dead.ANYTHING) for d in front), *space))]
+
+
+def unpooled(reading: Reading, x: Value, index: Value, *_: Any, places: int, **__: Any) -> Value:
+    """max_unpool: every map is put among zeros, at the places that a map of indices of its own has."""
+    for value in (x, index):
+        for dim in value.dims[-places:]:
+            reading.fix(dim, "is an axis of space")
+    front = broadcast(
+        reading,
+        [Value(value.dims[:-places]) for value in (x, index)],
+        lambda states: states[0] if states[0] is Dead.ZERO else Dead.ANYTHING,
+    ).dims
+    return Value((*front, *(plain(n) for n in reading.shape[-places:])))
 
 
 def unfold_patches(reading: Reading, x: Value, kernel: list[int], *_: Any, **__: Any) -> Value:
@@ -56,6 +74,9 @@ RULES: dict[str, Callable[..., Any]] = {
         for name, n in _POOLS.items()
     },
     **{name: partial(over_space, places=n, keeps_constant=True) for name, n in _SCALED.items()},
+    # of a line too: torch makes an image of it
+    "max_unpool2d": partial(unpooled, places=2),
+    "max_unpool3d": partial(unpooled, places=3),
     "im2col": unfold_patches,
     "unfold": unfold,
     "grid_sampler": sampled,
