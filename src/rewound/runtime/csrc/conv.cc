@@ -192,7 +192,7 @@ Conv pack(const ConvSpec& s, const Weight& w, const float* bias, Schedule asked,
   made.schedule = schedule;
   const int64_t rows = schedule.rows, each = w.out / s.groups, per = (each + rows - 1) / rows;
   require(rows == 1 || rows == 2 || rows == 4 || rows == 6, "no kernel of " + text(rows) + " rows");
-  require(schedule.vectors >= 1 && (rows == 1 ? schedule.vectors + 2 : rows * schedule.vectors + schedule.vectors + 1) <= (lanes == 16 ? 32 : 16) && schedule.vectors <= 14,
+  require(schedule.vectors >= 1 && (rows == 1 ? schedule.vectors + 2 : rows * schedule.vectors + schedule.vectors + 1) <= (lanes == 16 ? 32 : 16) && schedule.vectors <= 10,
           "no kernel of " + text(rows) + " rows by " + text(schedule.vectors) + " vectors");
   op.rows = static_cast<int>(rows);
   op.vectors = static_cast<int>(schedule.vectors);

@@ -130,10 +130,6 @@ REWOUND_INLINE ConvTile conv_tile_of(int vectors) {
     case 8: return conv_tile_of<R, 8>();
     case 9: return conv_tile_of<R, 9>();
     case 10: return conv_tile_of<R, 10>();
-    case 11: return conv_tile_of<R, 11>();
-    case 12: return conv_tile_of<R, 12>();
-    case 13: return conv_tile_of<R, 13>();
-    case 14: return conv_tile_of<R, 14>();
     default: return nullptr;
   }
 }
@@ -144,8 +140,6 @@ ConvTile conv_tile_for(int rows, int vectors) {
     case 2: return conv_tile_of<2>(vectors);
     case 4: return conv_tile_of<4>(vectors);
     case 6: return conv_tile_of<6>(vectors);
-    case 8: return conv_tile_of<8>(vectors);
-    case 12: return conv_tile_of<12>(vectors);
     default: return nullptr;
   }
 }
