@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float32]
+Bytes: TypeAlias = NDArray[np.uint8]
 # A weight: dense, [out, in / groups, kh, kw] or [out, in]; or its survivors (starts int64 [out + 1], places int32, values),
 # the fields of weights.Sparse.
 NativeWeight: TypeAlias = Floats | tuple[NDArray[np.int64], NDArray[np.int32], Floats]
@@ -47,6 +48,19 @@ def lanes() -> int:
 
 def activations() -> list[str]:
     """Names of the activations that the native operators know."""
+
+def decode_bitmap(
+    bytes: Bytes, rows: int, row: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """starts and places of ``count`` survivors, a bit for each weight. ValueError says what is wrong with the bytes."""
+
+def decode_deltas(
+    bytes: Bytes, bits: int, rows: int, row: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """starts and places from the gaps between survivors (see csrc/decode.h)."""
+
+def decode_codes(bytes: Bytes, bits: int, codebook: Floats, count: int) -> Floats:
+    """``count`` values from their indices into a codebook."""
 
 SLACK: int
 """Zeroed floats before and after the arena, for vector reads whose results are masked."""

@@ -71,7 +71,7 @@ struct ElementwiseOp {
   Value y, a, b;
   Walk walk;
   Kind kind = Kind::kAdd;
-  Activation activation;
+  Activation activation = {};
   float number = 0.0f;
   bool reverse = false;                            // number kind x
   const float *scale = nullptr, *shift = nullptr;  // per channel, or null
