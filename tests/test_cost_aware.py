@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -466,6 +467,47 @@ def test_what_cannot_be_reached_or_timed_is_refused():
     own = as_layer_timer(stopwatch)
     assert isinstance(own, Compiled)
     assert (own.threads, own.clock, own.seconds) == (1, "cpu", 0.5)
+
+
+class Engine:
+    """What ``runtime.compile`` returns, made up: as slow as its layers have weights."""
+
+    def __init__(self, model, threads):
+        self.layers = [
+            SimpleNamespace(weight=n, milliseconds=1e-3 * float((p != 0).sum()))
+            for n, p in model.named_parameters()
+        ]
+        self.layers.append(SimpleNamespace(weight=None, milliseconds=7.0))
+        self.threads, self.calls = threads, 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return x
+
+    def report(self):
+        return self
+
+
+def test_the_engine_is_asked_for_its_layers_and_compiled_engines_take_turns(monkeypatch):
+    engines = []
+
+    def compiled(model, example, *, threads):
+        engines.append(Engine(model, threads))
+        return engines[-1]
+
+    monkeypatch.setattr("rewound.runtime.compile", compiled, raising=False)
+    net, timer = layered(), Compiled(1, None, 0.01)
+    with torch.no_grad():
+        net[0].weight[:10] = 0.0
+    found = timer.layers(net, ROW)
+    assert found == pytest.approx({"0.weight": 400e-6, "1.weight": 1200e-6, "2.weight": 400e-6})
+    times = timer.models([net, net], ROW)
+    assert len(engines) == 3
+    assert engines[1].calls > 7
+    assert engines[2].calls > 7
+    assert [(t.clock, t.threads, len(t.samples) >= 7) for t in times] == [("cpu", 1, True)] * 2
+    assert Compiled(None, None, 0.01).models([net], ROW)[0].threads == 1
+    assert Compiled(2, None, 0.01).models([net], ROW)[0].how == "wall-clock time, 2 threads"
 
 
 # -- in a run, and in recipes ----------------------------------------------------------------------------------------

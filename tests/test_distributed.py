@@ -328,7 +328,7 @@ def test_fsdp2_has_equal_masks_exact_zeros_and_a_state_for_each_rank(tmp_path):
     whole = rewound.Run(alone := build(), sgd(alone), epochs=1, until=0.5, example=EXAMPLES[:8])
     steps = 3 * T * STEPS  # lr rewinding, two rounds
     for found in (first, second):
-        assert found[TECHNIQUES[0]]["flops"][0] == steps * whole._flops(1)[0]
+        assert found[TECHNIQUES[0]]["flops"][0] == steps * whole._step_flops()[0]
         assert 0.5 < found[TECHNIQUES[0]]["flops"][1] / found[TECHNIQUES[0]]["flops"][0] < 0.9
         assert found["movement"]
         assert "looking" not in found
