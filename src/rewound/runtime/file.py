@@ -17,10 +17,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import rewound
 from rewound.runtime import operators, sections
 from rewound.runtime.codec import values as values_codec
 from rewound.runtime.codec import weight as weight_codec
@@ -147,7 +147,7 @@ def write(
         written += [sections.Section(f"{key}/{name}", p.codec, p.data) for name, p in stored.parts.items()]
         rows.append(_row(key, stored))
     header = {
-        "written by": f"rewound {rewound.__version__}",
+        "written by": f"rewound {version('rewound')}",
         "byte order": "little",
         "graph": _graph_to_plain(graph),
         "notes": _plain(dict(notes or {}), "'notes'"),

@@ -1,10 +1,13 @@
-// Feeds any bytes to the native decoders: whatever comes in, they stay inside their buffers, and what they accept is sound.
+// Feeds any bytes to the native decoders: whatever comes in, they stay inside their buffers, and what they
+// accept is sound.
 //
-// Found by libFuzzer, replayed by replay.cc (tests/runtime/fuzz/test_fuzz.py). To look for more, with the corpus as seeds:
-//     mkdir seeds && python -c "import pathlib; [pathlib.Path('seeds', str(i)).write_bytes(bytes.fromhex(line))
-//                               for i, line in enumerate(open('tests/runtime/fuzz/corpus.hex'))]"
+// Inputs found by libFuzzer are in corpus.hex, replayed by replay.cc (test_fuzz.py). To look for more from
+// there:
+//     mkdir seeds && python -c "import pathlib; [pathlib.Path('seeds', str(i)).write_bytes(bytes.fromhex(x))
+//                               for i, x in enumerate(open('tests/runtime/fuzz/corpus.hex'))]"
 //     clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I src/rewound/runtime/csrc
-//         tests/runtime/fuzz/decode_fuzz.cc src/rewound/runtime/csrc/decode.cc -o fuzz && ./fuzz seeds -max_len=300
+//         tests/runtime/fuzz/decode_fuzz.cc src/rewound/runtime/csrc/decode.cc -o fuzz
+//     ./fuzz seeds -max_len=300
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -75,7 +78,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::vector<float> codebook(static_cast<size_t>(rows % 300), 1.0f);
     const int64_t count = number(6);
     const std::unique_ptr<float[]> values(new float[static_cast<size_t>(count)]);
-    const char* error = rewound::decode_codes(in, bits, codebook.data(), static_cast<int64_t>(codebook.size()), count, values.get());
+    const auto levels = static_cast<int64_t>(codebook.size());
+    const char* error = rewound::decode_codes(in, bits, codebook.data(), levels, count, values.get());
     for (int64_t i = 0; error == nullptr && i < count; ++i) require(values[i] == 1.0f, "a value of no level");
     return 0;
   }

@@ -1,6 +1,7 @@
-// Runs a fuzz target over a corpus, and over seeded mutations of it: what CI does where there is no libFuzzer.
+// Runs a fuzz target over a corpus, and over seeded mutations of it: what the tests do, without libFuzzer.
 //
-// replay CORPUS MUTATIONS: every input of the file, one a line in hexadecimal digits, and that many mutations of each.
+// replay CORPUS MUTATIONS: every input of the file, one a line in hexadecimal digits, and that many
+// mutations of each.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

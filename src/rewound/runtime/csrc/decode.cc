@@ -54,7 +54,8 @@ class Units {
  private:
   void fill() {
     if (end_ - at_ >= 8) {
-      // Whole bytes that fit above what is held: at least 48 bits, since a refill comes with less than 16 held.
+      // Whole bytes that fit above what is held: at least 48 bits, since a refill comes with less than 16
+      // held.
       const int taken = (64 - have_) / 8;
       uint64_t word = word_at(at_, 8);
       if (taken < 8) word &= (uint64_t{1} << (8 * taken)) - 1;
@@ -140,7 +141,8 @@ const char* decode_deltas(Bytes bytes, int bits, const Places& out) {
   return units.finish();
 }
 
-const char* decode_codes(Bytes bytes, int bits, const float* codebook, int64_t levels, int64_t count, float* values) {
+const char* decode_codes(Bytes bytes, int bits, const float* codebook, int64_t levels, int64_t count,
+                         float* values) {
   Units units(bytes, bits);
   for (int64_t i = 0; i < count; ++i) {
     uint32_t level = 0;

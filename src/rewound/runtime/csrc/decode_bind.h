@@ -15,8 +15,8 @@
 
 namespace rewound {
 
-using ByteArray = nanobind::ndarray<const uint8_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
-using FloatArray = nanobind::ndarray<const float, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+template <typename T>
+using Vector = nanobind::ndarray<const T, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 
 // Memory that numpy will own.
 template <typename T>
@@ -37,8 +37,8 @@ inline void refuse_decoding(const char* error) {
   if (error != nullptr) throw nanobind::value_error(error);
 }
 
-// decode(Places) -> what is wrong or nullptr. Counts are checked before anything is allocated: a caller bounds them by what
-// it can afford, this by what can be right.
+// decode(Places) -> what is wrong or nullptr. Counts are checked before anything is allocated: a caller
+// bounds them by what it can afford, this by what can be right.
 template <typename Decode>
 auto decoded_places(int64_t rows, int64_t row, int64_t count, Decode decode) {
   if (rows < 0 || row < 0 || row > std::numeric_limits<int32_t>::max() || count < 0 ||
@@ -63,25 +63,27 @@ inline void bind_decoders(nanobind::module_& m) {
   namespace nb = nanobind;
   m.def(
       "decode_bitmap",
-      [](ByteArray bytes, int64_t rows, int64_t row, int64_t count) {
+      [](Vector<uint8_t> bytes, int64_t rows, int64_t row, int64_t count) {
         const Bytes in{bytes.data(), static_cast<int64_t>(bytes.size())};
-        auto found = decoded_places(rows, row, count, [&](const Places& out) { return decode_bitmap(in, out); });
+        const auto decode = [&](const Places& out) { return decode_bitmap(in, out); };
+        auto found = decoded_places(rows, row, count, decode);
         return nb::make_tuple(std::move(found.first), std::move(found.second));
       },
       nb::arg("bytes"), nb::arg("rows"), nb::arg("row"), nb::arg("count"), "(starts, places) of a bit map.");
   m.def(
       "decode_deltas",
-      [](ByteArray bytes, int bits, int64_t rows, int64_t row, int64_t count) {
+      [](Vector<uint8_t> bytes, int bits, int64_t rows, int64_t row, int64_t count) {
         require_bits(bits);
         const Bytes in{bytes.data(), static_cast<int64_t>(bytes.size())};
-        auto found = decoded_places(rows, row, count, [&](const Places& out) { return decode_deltas(in, bits, out); });
+        const auto decode = [&](const Places& out) { return decode_deltas(in, bits, out); };
+        auto found = decoded_places(rows, row, count, decode);
         return nb::make_tuple(std::move(found.first), std::move(found.second));
       },
       nb::arg("bytes"), nb::arg("bits"), nb::arg("rows"), nb::arg("row"), nb::arg("count"),
       "(starts, places) of zeros between survivors.");
   m.def(
       "decode_codes",
-      [](ByteArray bytes, int bits, FloatArray codebook, int64_t count) {
+      [](Vector<uint8_t> bytes, int bits, Vector<float> codebook, int64_t count) {
         require_bits(bits);
         if (count < 0 || count > 8 * static_cast<int64_t>(bytes.size()))
           throw nb::value_error("it ends too early");
