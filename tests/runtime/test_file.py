@@ -21,7 +21,7 @@ from rewound.runtime.weights import Sparse, sparse
 
 
 def small_graph() -> Graph:
-    """A convolution and a linear layer, one weight sparse, one of few values, a clamp up to infinity, an empty one."""
+    """A convolution and a linear layer, one weight sparse, one of few values, a clamp up to infinity."""
     generator = np.random.default_rng(0)
     kernel = generator.standard_normal((6, 3, 3, 3)).astype(np.float32)
     kernel[generator.random(kernel.shape) > 0.3] = 0
@@ -109,6 +109,45 @@ def test_values_are_rounded_where_layers_read_them(path, spelling):
         graph.weights["1.weight"]
     )  # two values: exact in any of these
     assert contents.rows[0].codecs[0] == {"codebook:4": "codes:2"}.get(spelling, spelling)
+
+
+@pytest.mark.parametrize("simple", [True, False])
+def test_a_converted_network_computes_the_same_to_the_bit(path, simple):
+    """Embedding, attention, norms, an operator that runs in torch, a dict of outputs; a pruned ResNet block beside it."""
+    import torch
+    from torch import nn
+
+    from rewound.runtime import reference
+    from rewound.runtime.convert import convert
+    from rewound.runtime.simplify import simplify
+    from rewound.tasks.models.resnet import cifar_resnet
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(50, 16)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, activation="gelu")
+
+        def forward(self, ids):
+            hidden = self.layer(self.table(ids))
+            return {"mean": hidden.mean(1), "sums": hidden.cumsum(1)}
+
+    images = cifar_resnet(8, width=4).eval()
+    with torch.no_grad():
+        for p in images.parameters():
+            if p.ndim == 4:
+                p *= torch.rand(p.shape) < 0.2
+    for model, example in (
+        (images, torch.randn(2, 3, 32, 32)),
+        (Encoder().eval(), torch.randint(50, (2, 5))),
+    ):
+        graph = convert(model, example)
+        graph = simplify(graph) if simple else graph
+        file.write(graph, path)
+        back = file.read(path)
+        assert (back.nodes, back.values, back.structure) == (graph.nodes, graph.values, graph.structure)
+        for found, expected in zip(*(reference.run(g, [example.numpy()]) for g in (back, graph))):
+            assert np.array_equal(found, expected)
 
 
 def test_values_by_name(path):
