@@ -102,20 +102,21 @@ def _write_weights(model: Any, path: Path) -> dict[str, Any]:
 
 
 def _write_engine(model: Any, inputs: Any, path: Path, threads: int) -> dict[str, Any]:
-    import numpy as np
+    from torch.utils._pytree import tree_leaves
 
     import rewound.runtime
     from rewound.measure.bench.networks import Flat, in_float32, in_float64, largest_error, tensors_of
+    from rewound.measure.latency import of_batch
+    from rewound.untouched import call_of
 
     flat, tensors = Flat(model, inputs).eval(), tensors_of(inputs)
     expected = in_float64(flat, tensors)
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        rewound.runtime.compile(flat, tensors, threads=threads).save(passing)
-        given = rewound.runtime.load(passing, threads=threads)(
-            *(np.ascontiguousarray(x.numpy()) for x in tensors)
-        )
-        error = largest_error(given if isinstance(given, (tuple, list)) else [given], expected)
+        rewound.runtime.compile(model, of_batch(inputs, 1), threads=threads).save(passing)
+        args, kwargs = call_of(inputs)
+        given = tree_leaves(rewound.runtime.load(passing, threads=threads)(*args, **kwargs))
+        error = largest_error(given, expected)
         torch_error = largest_error(in_float32(flat, tensors), expected)
         if not error <= max(FACTOR * torch_error, FLOOR):
             raise ValueError(
