@@ -179,7 +179,9 @@ def _computed(b: Builder, call: Call, arguments: Mapping[str, Any]) -> Any:
     leaves = tree_leaves(list(arguments.values()), is_leaf=lambda x: isinstance(x, Const))
     given = [leaf for leaf in leaves if isinstance(leaf, Const)]
     grows = any(isinstance(leaf, Batch) for leaf in leaves) or any(len(leaf.at) > 1 for leaf in given)
-    origins = sorted((leaf.origin for leaf in given if leaf.origin), key=lambda name: name not in b.parameters)
+    origins = sorted(
+        (leaf.origin for leaf in given if leaf.origin), key=lambda name: name not in b.parameters
+    )
     results = []
     for probe in range(len(PROBES) if grows else 1):
 
@@ -214,10 +216,21 @@ def _require_certain(call: Call, arguments: Mapping[str, Any]) -> None:
     given = {"p": 0, "dropout": 0, "dropout_p": 0, **arguments}
     training = given.get("train", given.get("training"))
     rates = given["dropout"] or given["dropout_p"] or given["p"]
-    layers = ("lstm", "gru", "rnn_", "dropout", "scaled_dot_product", "feature_dropout", "alpha_dropout", "rrelu")
+    layers = (
+        "lstm",
+        "gru",
+        "rnn_",
+        "dropout",
+        "scaled_dot_product",
+        "feature_dropout",
+        "alpha_dropout",
+        "rrelu",
+    )
     known = str(call.target).split(".")[1].startswith(layers)
     if not known or (training is not False and (training or rates)):
-        raise ValueError(f"{call.target} at {call.line} draws at random: an engine computes the same each time")
+        raise ValueError(
+            f"{call.target} at {call.line} draws at random: an engine computes the same each time"
+        )
 
 
 def _fallen_back(

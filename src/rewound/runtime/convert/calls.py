@@ -187,9 +187,12 @@ def _call(node: fx.Node, size: _Sizes) -> Call:
             f"{node.target} at {line}: what it computes depends on data or is no operator of torch's"
         )
     target = _functional(node.target) if _mutates(node) else node.target
-    schema = node.target._schema
-    arguments = {a.name: _argument(v, size) for a, v in zip(schema.arguments, node.args)}
-    arguments.update({name: _argument(v, size) for name, v in node.kwargs.items()})
+    names = [a.name for a in target._schema.arguments]
+    spelled = dict(
+        zip([a.name for a in node.target._schema.arguments], names)
+    )  # dropout_ says "self", dropout "input"
+    arguments = {name: _argument(value, size) for name, value in zip(names, node.args)}
+    arguments.update({spelled[name]: _argument(value, size) for name, value in node.kwargs.items()})
     return Call(node.name, target, arguments, shape, dtype, where, line)
 
 
@@ -252,6 +255,8 @@ def _harmless(node: fx.Node, graph: fx.Graph) -> bool:
         return False
     if any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments[1:]):
         return False
+    if str(node.target) == "aten.dropout_.default" and node.args[2] is False:
+        return True  # writes nothing
     if _aliases(written) and not _mutates(written):
         return False
     later = False

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rewound.runtime.convert.build import Builder, Const, Live, Unknown, to_numpy
+from rewound.runtime.convert.build import PROBES, Builder, Const, Live, Unknown, to_numpy
 from rewound.runtime.convert.rules import const, live, number, real, require, rule
-from rewound.runtime.convert.sizes import Axes
+from rewound.runtime.convert.sizes import Axes, Batch
 
 
 def activated(b: Builder, x: Any, activation: list[Any], dtype: torch.dtype = torch.float32) -> Live:
@@ -314,6 +314,20 @@ def _where(b: Builder, condition: Any, self: Any = None, other: Any = None) -> L
             if no == 0
             else combined(b, "add", combined(b, "mul", taken, yes - no), no)
         )
+    taken = _truth(b, condition)
+    if (
+        isinstance(self, Const)
+        and self.dtype.is_floating_point
+        and bool(torch.isfinite(self.at[0]).all())
+        and _is_number(other)
+    ):
+        kept = combined(b, "mul", taken, self)  # a table, or a number where it is hidden
+        require(not math.isinf(number(other)))
+        return (
+            combined(b, "add", kept, combined(b, "mul", _not(b, taken), number(other)))
+            if number(other)
+            else kept
+        )
     raise Unknown("choosing between two tensors")
 
 
@@ -332,19 +346,25 @@ def _masked_fill(b: Builder, self: Any, mask: Any, value: Any) -> Live:
 
 
 def _filled(b: Builder, x: Live, mask: Any, value: float) -> Live:
-    """Return x, and ``value`` where the mask is true. x is multiplied by 0 there, so that it must be finite."""
-    if isinstance(mask, Const):
-        kept = Const(tuple((~t).double() for t in mask.at))
-        if value == -math.inf:
-            return combined(b, "add", x, Const(tuple(t.log() for t in kept.at)))
-        kept_x = combined(b, "mul", x, kept)
-        return combined(b, "add", kept_x, Const(tuple((1 - t) * value for t in kept.at))) if value else kept_x
-    kept = _not(b, mask)
+    """Return x, and ``value`` where the mask is true: between bounds that are infinite elsewhere. A NaN stays one."""
     if value == -math.inf:
-        return combined(b, "add", x, activated(b, kept, ["log"]))
+        if isinstance(mask, Const):
+            return combined(b, "add", x, Const(tuple((~t).double().log() for t in mask.at)))
+        return combined(b, "add", x, activated(b, _not(b, mask), ["log"]))
     require(not math.isinf(value))
-    kept_x = combined(b, "mul", x, kept)
-    return combined(b, "add", kept_x, combined(b, "mul", mask, value)) if value else kept_x
+    low: Any
+    high: Any
+    if isinstance(mask, Const):
+        low, high = (
+            Const(
+                tuple(torch.full(t.shape, side, dtype=torch.float64).masked_fill(t, value) for t in mask.at)
+            )
+            for side in (-math.inf, math.inf)
+        )
+    else:
+        hidden = activated(b, mask, ["log"])
+        low, high = combined(b, "add", hidden, value), combined(b, "sub", value, hidden)
+    return combined(b, "minimum", combined(b, "maximum", x, low), high)
 
 
 # -- reductions -----------------------------------------------------------------------------------------------------------------
@@ -375,6 +395,30 @@ def _sum(b: Builder, self: Any, dim: Any = None, keepdim: Any = False, dtype: An
     real(dtype)
     require(live(self).dtype.is_floating_point)
     return _reduced(b, "sum", self, dim, keepdim)
+
+
+@rule("cumsum")
+def _cumsum(b: Builder, self: Any, dim: Any, dtype: Any = None) -> Live:
+    """Along the last axis: a product with ones below the diagonal."""
+    x = live(self)
+    at = b.axis(x, dim)
+    size = x.laid[dim % b.rank(x)][0] or 0
+    require(dim % b.rank(x) == b.rank(x) - 1 and at == len(b.values[x.name].shape) - 1 and size <= 1024)
+    ones = b.weight(np.tri(size), role=f"ones{size}")
+    return b.live(b.emit("linear", [b.floating(x).name], {"weight": ones}), x.laid)
+
+
+@rule("gather")
+def _gather(b: Builder, self: Any, dim: Any, index: Any, sparse_grad: Any) -> Any:
+    """From a table whose entries are all the same."""
+    table = const(self).at[0]
+    same = all(t.numel() > 0 and bool((t == table.reshape(-1)[0]).all()) for t in const(self).at)
+    require(same, "a table of different entries")
+    like = live(index)
+    shape = [tuple(n.at(probe) if isinstance(n, Batch) else n for n in like.shape) for probe in PROBES]
+    if like.shape == tuple(shape[0]):
+        shape = shape[:1]
+    return Const(tuple(table.reshape(-1)[:1].reshape((1,) * len(n)).expand(n) for n in shape), self.origin)
 
 
 @rule("amax", "max")

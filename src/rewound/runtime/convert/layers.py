@@ -212,8 +212,9 @@ def _added(b: Builder, mask: Any, axes: Axes) -> Live:
         made = b.floating(b.reshape(made, ((1,),) * (len(axes) - len(made.laid)) + made.laid))
         if mask.dtype == torch.bool:
             made = b.live(b.emit("activation", [made.name], activation=["log"]), made.laid)
-    for own, whole_axis in zip(made.laid, axes):
-        require(own == whole_axis or (own == (1,) and None not in whole_axis), "a mask with another batch")
+    for own, wide in zip(made.laid, axes):
+        fits = len(own) == len(wide) and all(f in (1, g) for f, g in zip(own, wide))
+        require(fits or (own == (1,) and None not in wide), "a mask with another batch")
     return made
 
 

@@ -8,6 +8,7 @@ from rewound.runtime import operators
 from rewound.runtime.graph import Graph
 from rewound.runtime.simplify.clean import CLEAN, share
 from rewound.runtime.simplify.fold import FOLD, FUSE
+from rewound.runtime.simplify.patterns import PATTERNS
 from rewound.runtime.simplify.work import Work
 
 
@@ -35,6 +36,7 @@ def simplify(graph: Graph) -> Graph:
     work = Work(graph)
     while True:
         changed = work.exhaust(CLEAN) | share(work)
+        changed |= work.exhaust(PATTERNS)
         changed |= work.exhaust(FOLD)
         if not changed:
             break

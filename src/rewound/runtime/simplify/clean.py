@@ -52,7 +52,9 @@ def _permute_without_ones(w: Work, node: Node) -> bool:
     wide = [i for i, n in enumerate(inside) if i == 0 or n != 1]
     if len(wide) == len(inside):
         return False
-    narrow = Node("reshape", node.inputs, "", {}, {"shape": [None, *(inside[i] for i in wide[1:])]}, node.source)
+    narrow = Node(
+        "reshape", node.inputs, "", {}, {"shape": [None, *(inside[i] for i in wide[1:])]}, node.source
+    )
     first = w.before(node, narrow)
     axes = [wide.index(i) for i in node.attributes["axes"] if i in wide]
     moved = w.before(node, replace(node, inputs=(first or "",), attributes={"axes": axes})) if first else None

@@ -98,7 +98,8 @@ class Work:
             output = f"{node.output}.{new.op}{count}"
         new = replace(new, output=output)
         try:
-            self.values[output] = operators.infer(new, {**self.values, output: Value(())}, self.weights)
+            declared = {output: Value((self.values[node.output].shape[0],))}
+            self.values[output] = operators.infer(new, {**self.values, **declared}, self.weights)
         except ValueError:
             return None
         ordered = {}
