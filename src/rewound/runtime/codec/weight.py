@@ -154,7 +154,7 @@ def _encode_other(array: NDArray[Any], values: str) -> Stored:
         )
     if values != "float32":
         raise TypeError(
-            f"'values' is about float32 weights (got {values!r} for {name}): simplify the graph first"
+            f"'values' is about float32 weights (got {values!r} for {name}): round the graph first, graph.rounded(graph)"
         )
     stored = array.astype(_OTHER_TYPES.get(name, np.uint8)).reshape(-1)
     return Stored("dense", array.shape, array.size, 0, {"values": Part(name, stored.view(np.uint8))})
