@@ -56,7 +56,7 @@ def write(path: Path, header: Mapping[str, Any], sections: Sequence[Section]) ->
     # Offsets are counted from the first section, so that they do not depend on the header's length.
     table, end = {}, 0
     for section in sections:
-        table[section.name] = [section.codec, end, len(section.data), zlib.crc32(section.data)]
+        table[section.name] = [section.codec, end, len(section.data), zlib.crc32(section.data.data)]
         end += _aligned(len(section.data))
     text = json.dumps({**header, "sections": table}, separators=(",", ":")).encode()
     if len(text) > _LARGEST_HEADER:
@@ -71,7 +71,7 @@ def write(path: Path, header: Mapping[str, Any], sections: Sequence[Section]) ->
             file.write(prelude + struct.pack("<I", zlib.crc32(prelude)))
             file.write(text + bytes(_aligned(len(text)) - len(text)))
             for section in sections:
-                file.write(section.data)
+                file.write(section.data.data)
                 file.write(bytes(_aligned(len(section.data)) - len(section.data)))
             file.flush()
             os.fsync(file.fileno())
@@ -96,7 +96,7 @@ def read(path: Path, *, data: bool = True) -> tuple[dict[str, Any], dict[str, Se
     everything = np.frombuffer(mapped, np.uint8)
     length, checksum = _read_prelude(path, everything)
     text = everything[_ALIGN : _ALIGN + length]
-    if zlib.crc32(text) != checksum:
+    if zlib.crc32(text.data) != checksum:
         raise ValueError(f"'{path}' is damaged: the header does not match its checksum. Write it again")
     try:
         header = json.loads(text.tobytes())
@@ -104,7 +104,7 @@ def read(path: Path, *, data: bool = True) -> tuple[dict[str, Any], dict[str, Se
         sections = {}
         for name, row in table.items():
             section, expected = _section(everything, _ALIGN + _aligned(length), name, row)
-            if data and zlib.crc32(section.data) != expected:
+            if data and zlib.crc32(section.data.data) != expected:
                 raise _Damaged(
                     f"section {name!r} ({section.codec}, {len(section.data):,} bytes) does not match its checksum"
                 )
