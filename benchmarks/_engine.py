@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from rewound.measure.latency import of_batch
 
 PEERS = ("onnxruntime", "openvino")
 UNIFORM, UNEVEN, PAIRS, FOURS = "uniform", "one global threshold", "2x1", "4x1"
-DRAWS, ROWS = 8, 2  # inputs, and rows of each, on which errors are looked at
+OUTPUTS = 64  # so many numbers at least are looked at for errors
 
 
 def masked(model: nn.Module, kind: str, sparsity: float) -> tuple[nn.Module, Any]:
@@ -154,18 +155,22 @@ def _made(
 def _errors(model: nn.Module, inputs: Any, bind: Any) -> dict[str, float]:
     """Return the engine's largest error against float64 over several inputs, and torch's in float32.
 
-    Of a batch, two rows are looked at: rows do not meet in a network in evaluation mode.
+    Of a large batch, some rows are looked at: rows do not meet in a network in evaluation mode.
     """
     engine = plain = 0.0
     generator = torch.Generator().manual_seed(1)
-    for _ in range(DRAWS if len(tensors_of(inputs)[0]) == 1 else 2):
+    outputs = sum(np.size(y) for y in bind([tensor.numpy() for tensor in tensors_of(inputs)])())
+    batch = len(tensors_of(inputs)[0])
+    draws = 2 if batch > 1 else min(16, max(3, OUTPUTS * batch // outputs))
+    some = torch.linspace(0, batch - 1, min(batch, max(2, OUTPUTS * batch // (draws * outputs)), 16)).long()
+    for _ in range(draws):
         drawn = tuple(_like(tensor, generator) for tensor in tensors_of(inputs))
-        some = tuple(tensor[:: max(1, len(tensor) - 1)][:ROWS] for tensor in drawn)  # the first and the last
-        flat = Flat(model, some if len(some) > 1 else some[0]).eval()
-        expected = in_float64(flat, some)
-        given = [y[:: max(1, len(y) - 1)][:ROWS] for y in bind([tensor.numpy() for tensor in drawn])()]
+        rows = tuple(tensor[some] for tensor in drawn)
+        flat = Flat(model, rows if len(rows) > 1 else rows[0]).eval()
+        expected = in_float64(flat, rows)
+        given = [y[some.numpy()] for y in bind([tensor.numpy() for tensor in drawn])()]
         engine = max(engine, largest_error(given, expected))
-        plain = max(plain, largest_error(in_float32(flat, some), expected))
+        plain = max(plain, largest_error(in_float32(flat, rows), expected))
     return {"error": engine, "torch_error": plain}
 
 
