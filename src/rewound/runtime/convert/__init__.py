@@ -216,17 +216,8 @@ def _require_certain(call: Call, arguments: Mapping[str, Any]) -> None:
     given = {"p": 0, "dropout": 0, "dropout_p": 0, **arguments}
     training = given.get("train", given.get("training"))
     rates = given["dropout"] or given["dropout_p"] or given["p"]
-    layers = (
-        "lstm",
-        "gru",
-        "rnn_",
-        "dropout",
-        "scaled_dot_product",
-        "feature_dropout",
-        "alpha_dropout",
-        "rrelu",
-    )
-    known = str(call.target).split(".")[1].startswith(layers)
+    names = "lstm gru rnn_ dropout feature_dropout alpha_dropout scaled_dot_product rrelu"
+    known = str(call.target).split(".")[1].startswith(tuple(names.split()))
     if not known or (training is not False and (training or rates)):
         raise ValueError(
             f"{call.target} at {call.line} draws at random: an engine computes the same each time"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,13 +114,27 @@ def resized(example: Any, found: int, images: int) -> Any:
 
 
 def _captured(model: nn.Module, example: Any, dynamic: bool) -> Capture:
-    captured = capture(model, example, dynamic=dynamic)
+    with _hooks_as_found(model):
+        captured = capture(model, example, dynamic=dynamic)
     if captured.recorded is not None or captured.program is None:
         raise ValueError(
             f"{type(model).__name__} cannot be exported ({captured.recorded}), so that one run on the example would be all "
             "that is known of it, and other inputs could take other ways; make forward exportable by torch.export"
         )
     return captured
+
+
+@contextmanager
+def _hooks_as_found(model: nn.Module) -> Iterator[None]:
+    """Take away the hooks that a model gives itself while it runs (Hugging Face's do, once, and remember it in an attribute)."""
+    kinds = [name for name in vars(nn.Module()) if name.startswith("_") and "hooks" in name]
+    found = [(getattr(m, kind), dict(getattr(m, kind))) for m in model.modules() for kind in kinds]
+    try:
+        yield
+    finally:
+        for hooks, before in found:
+            hooks.clear()
+            hooks.update(before)
 
 
 _SKIPPED = (
@@ -134,7 +150,9 @@ _SKIPPED = (
 def _read(captured: Capture, dynamic: bool, found: int) -> Calls:
     program = captured.program
     if any(_mutates(node) and not _harmless(node, program.graph) for node in program.graph.nodes):
-        program = program.run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions({})
     signature = program.graph_signature
     if signature.buffers_to_mutate or getattr(signature, "user_inputs_to_mutate", None):
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
