@@ -26,9 +26,18 @@ namespace {
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Starts = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Any = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using ReadAny = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using WriteAny = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using Pair = std::tuple<int64_t, int64_t>;
 using Geometry = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+// What a Python object holds; another type is refused like another size.
+template <class T>
+T held(nb::handle object, const char* wanted) {
+  T found;
+  require(nb::try_cast<T>(object, found), std::string("expected ") + wanted);
+  return found;
+}
 
 const std::map<std::string, Act>& named() {
   static const std::map<std::string, Act> names = {
@@ -47,10 +56,10 @@ Activation activation_of(const std::optional<nb::sequence>& given) {
   std::vector<nb::object> parts;
   for (nb::handle part : *given) parts.push_back(nb::borrow(part));
   require(!parts.empty(), "an activation is a list that begins with its name");
-  const auto name = nb::cast<std::string>(parts[0]);
+  const auto name = held<std::string>(parts[0], "the name of an activation");
   const auto number = [&](size_t i) {
     require(parts.size() > i, "activation '" + name + "' lacks a number");
-    return parts[i].is_none() ? (i == 1 ? -kInf : kInf) : nb::cast<float>(parts[i]);
+    return parts[i].is_none() ? (i == 1 ? -kInf : kInf) : held<float>(parts[i], "a number of an activation");
   };
   if (name == "relu") return {Act::kClamp, 0.0f, kInf};
   if (name == "relu6") return {Act::kClamp, 0.0f, 6.0f};
@@ -81,9 +90,9 @@ Given weight_of(nb::object given, int64_t out, int64_t row) {
   if (nb::isinstance<nb::tuple>(given)) {
     const auto parts = nb::cast<nb::tuple>(given);
     require(parts.size() == 3, "a sparse weight is (starts, places, values)");
-    const auto starts = nb::cast<Starts>(parts[0]);
-    const auto places = nb::cast<Places>(parts[1]);
-    const auto values = nb::cast<Array>(parts[2]);
+    const auto starts = held<Starts>(parts[0], "starts: an int64 array of one axis");
+    const auto places = held<Places>(parts[1], "places: an int32 array of one axis");
+    const auto values = held<Array>(parts[2], "values: a float32 array");
     require(static_cast<int64_t>(starts.size()) == out + 1,
             std::to_string(starts.size()) + " starts for " + std::to_string(out) + " rows (one more than rows is right)");
     require(places.size() == values.size(), "as many places as values");
@@ -93,7 +102,7 @@ Given weight_of(nb::object given, int64_t out, int64_t row) {
     found.weight.values = values.data();
     found.alive = {nb::cast(starts), nb::cast(places), nb::cast(values)};
   } else {
-    const auto values = nb::cast<Array>(given);
+    const auto values = held<Array>(given, "a weight: a float32 array, or (starts, places, values)");
     require(static_cast<int64_t>(values.size()) == times(out, row),
             "a dense weight of " + std::to_string(values.size()) + " numbers for " + std::to_string(out) + " x " +
                 std::to_string(row));
@@ -145,8 +154,8 @@ std::vector<Port> ports_of(const std::vector<std::tuple<std::string, int64_t>>& 
 }
 
 // Addresses of a run's arrays, checked.
-template <class Pointer>
-std::vector<Pointer> addresses(const std::vector<Any>& arrays, const std::vector<Port>& ports, int64_t groups,
+template <class Pointer, class Arrays>
+std::vector<Pointer> addresses(const Arrays& arrays, const std::vector<Port>& ports, int64_t groups,
                                const char* role) {
   require(arrays.size() == ports.size(), std::to_string(arrays.size()) + " arrays for " + std::to_string(ports.size()) +
                                              " " + role + "s");
@@ -163,7 +172,7 @@ std::vector<Pointer> addresses(const std::vector<Any>& arrays, const std::vector
   return found;
 }
 
-void run(Program& program, const std::vector<Any>& inputs, const std::vector<Any>& outputs, int64_t groups, int threads) {
+void run(Program& program, const std::vector<ReadAny>& inputs, const std::vector<WriteAny>& outputs, int64_t groups, int threads) {
   require(groups >= 1, "groups is " + std::to_string(groups) + ", not at least 1");
   const auto from = addresses<const void*>(inputs, program.inputs(), groups, "input");
   const auto to = addresses<void*>(outputs, program.outputs(), groups, "output");
@@ -171,7 +180,7 @@ void run(Program& program, const std::vector<Any>& inputs, const std::vector<Any
   program.run(from, to, groups, threads);
 }
 
-std::vector<int64_t> profile(Program& program, const std::vector<Any>& inputs, const std::vector<Any>& outputs,
+std::vector<int64_t> profile(Program& program, const std::vector<ReadAny>& inputs, const std::vector<WriteAny>& outputs,
                              int threads) {
   const auto from = addresses<const void*>(inputs, program.inputs(), 1, "input");
   const auto to = addresses<void*>(outputs, program.outputs(), 1, "output");
@@ -415,8 +424,8 @@ NB_MODULE(_native, m) {
              p.upsample(x, y, mode == "bilinear", align_corners, scale ? both : nullptr, name);
            },
            "x"_a, "y"_a, "mode"_a, "align_corners"_a = false, "scale"_a = nb::none(), "name"_a = "")
-      .def("run", &run, "inputs"_a, "outputs"_a, "groups"_a = 1, "threads"_a = 1)
-      .def("profile", &profile, "inputs"_a, "outputs"_a, "threads"_a = 1)
+      .def("run", &run, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "groups"_a = 1, "threads"_a = 1)
+      .def("profile", &profile, "inputs"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a = 1)
       .def("operators", &operators)
       .def("trim", &Program::trim)
       .def_prop_ro("instruction_set", [](const Program& p) { return std::string(p.kernels().name); })

@@ -14,6 +14,9 @@ extern const Kernels table_avx2;
 #ifdef REWOUND_HAS_avx512
 extern const Kernels table_avx512;
 #endif
+#ifdef REWOUND_HAS_neon
+extern const Kernels table_neon;
+#endif
 
 namespace {
 
@@ -27,6 +30,9 @@ std::vector<const Kernels*> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     found.push_back(&table_avx512);
+#endif
+#if defined(REWOUND_HAS_neon)
+  found.push_back(&table_neon);
 #endif
   return found;
 }

@@ -8,7 +8,7 @@ namespace rewound {
 
 struct Kernels;  // kernels.h: one table of functions for every instruction set
 
-// The table in use. REWOUND_ISA=portable|avx2|avx512 in the environment asks for a lesser one.
+// The table in use. REWOUND_ISA=portable|avx2|avx512|neon in the environment asks for a lesser one.
 const Kernels& kernels();
 // Names of the tables this machine can run, the best last.
 std::vector<std::string> available();

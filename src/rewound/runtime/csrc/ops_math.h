@@ -98,8 +98,13 @@ REWOUND_INLINE V tanh_of(V x) {
 
 REWOUND_INLINE V logistic(V x) { return 1.0f / (exponential(-x) + 1.0f); }
 
-// The error function: two minimax polynomials (after N. Juffa).
-REWOUND_INLINE V erf_of(V x) {
+// The error function and its complement by two minimax polynomials (after N. Juffa): erf(t) = 1 - e^far(t) for larger t, and
+// near(t) for smaller ones.
+struct Error {
+  V near, rest;  // erf(x) where |x| is small; 1 - |erf(x)| where it is not
+  I small;
+};
+REWOUND_INLINE Error error_function(V x) {
   const V t = magnitude(x), s = x * x;
   V far = -1.72853470e-5f * t + 3.83197126e-4f;
   const V u = -3.88396438e-3f * t + 2.42546219e-2f;
@@ -108,8 +113,6 @@ REWOUND_INLINE V erf_of(V x) {
   far = far * t - 6.34846687e-1f;
   far = far * t - 1.28717512e-1f;
   far = far * t - t;
-  far = with_sign(1.0f - exponential(at_least(far, splat(-104.0f))), x);
-  far = select(t > 4.0f, with_sign(splat(1.0f), x), far);
   V near = splat(-5.96761703e-4f);
   near = near * s + 4.99119423e-3f;
   near = near * s - 2.67681349e-2f;
@@ -117,8 +120,21 @@ REWOUND_INLINE V erf_of(V x) {
   near = near * s - 3.76125336e-1f;
   near = near * s + 1.28379166e-1f;
   near = near * x + x;
-  return select(is_nan(x), x, select(t > 0.927734375f, far, near));
+  return {near, select(t > 4.0f, V{}, exponential(far)), t <= 0.927734375f};
 }
+REWOUND_INLINE V erf_of(V x) {
+  const Error e = error_function(x);
+  return select(is_nan(x), x, select(e.small, e.near, with_sign(1.0f - e.rest, x)));
+}
+
+// x / 2 * (1 + erf(x / sqrt 2)), without cancelling where x is negative
+REWOUND_INLINE V gelu(V x) {
+  const Error e = error_function(x * 0.707106781f);
+  const V both = select(e.small, 1.0f + e.near, select(x < 0.0f, e.rest, 2.0f - e.rest));
+  return x * 0.5f * both;
+}
+// x / 2 * (1 + tanh(...)): the same as a logistic function of twice the argument
+REWOUND_INLINE V gelu_by_tanh(V x) { return x * logistic(1.59576912f * (x + 0.044715f * (x * x * x))); }
 
 REWOUND_INLINE V softplus(V x) {
   const V y = at_least(x, splat(0.0f)) + logarithm_plus_one(exponential(-magnitude(x)));
@@ -150,11 +166,8 @@ REWOUND_INLINE void map_lanes(float* y, int64_t n, F f) {
     case Act::kLeakyRelu: return map(y, n, [=](V x) { return select(x > 0.0f, x, x * a); });
     case Act::kElu:
       return map(y, n, [=](V x) { return select(x > 0.0f, x, a * exponential_minus_one(at_most(x, V{}))); });
-    case Act::kGelu: return map(y, n, [](V x) { return x * 0.5f * (erf_of(x * 0.707106781f) + 1.0f); });
-    case Act::kGeluTanh:
-      return map(y, n, [](V x) {
-        return x * 0.5f * (tanh_of(0.797884561f * (x + 0.044715f * (x * x * x))) + 1.0f);
-      });
+    case Act::kGelu: return map(y, n, [](V x) { return gelu(x); });
+    case Act::kGeluTanh: return map(y, n, [](V x) { return gelu_by_tanh(x); });
     case Act::kQuickGelu: return map(y, n, [](V x) { return x * logistic(1.702f * x); });
     case Act::kSilu: return map(y, n, [](V x) { return x / (exponential(-x) + 1.0f); });
     case Act::kHardSwish:

@@ -27,8 +27,12 @@ REWOUND_INLINE void product_tile(float* out, const float* a, int64_t a_row, int6
     }
 }
 
-// Rows in registers: with 32 of them (AVX-512, NEON) or 16.
-constexpr int kTileRows = kLanes == 16 ? 6 : 2;
+// Rows whose sums stay in registers, of which there are 32 or 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 2;
+#endif
 
 // out [rows][P vectors] = a [rows x depth, any strides] * b [depth][P vectors]. Sums of kDepth terms are added up.
 template <int P>

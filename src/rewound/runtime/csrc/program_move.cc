@@ -47,6 +47,7 @@ void Program::copy(int64_t source, int64_t target, std::vector<Axis> axes, int64
   inside(op.source, source_start, sizes, from, "source");
   inside(op.target, target_start, sizes, to, "target");
   for (const int64_t size : sizes) work = times(work, size);
+  require(work <= extent(op.target), "the target is written to more than once");
 
   std::erase_if(axes, [](const Axis& axis) { return axis.size == 1; });
   for (Axis& axis : axes)

@@ -7,7 +7,7 @@ namespace rewound {
 
 namespace {
 
-constexpr int64_t kMostStep = int64_t{1} << 20;
+constexpr int64_t kMostStep = int64_t{1} << 20, kMostPadding = 4096;
 
 // Along one axis: windows of y start inside the padded x, and a window is no larger than that.
 void check_window(int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t before,
@@ -15,7 +15,7 @@ void check_window(int64_t size, int64_t out, int64_t kernel, int64_t stride, int
   for (const int64_t number : {kernel, stride, dilation})
     require(number >= 1 && number <= kMostStep, "kernel, stride or dilation is " + std::to_string(number));
   for (const int64_t number : {before, after})
-    require(number >= 0 && number <= kMostStep, "padding is " + std::to_string(number));
+    require(number >= 0 && number <= kMostPadding, "padding is " + std::to_string(number));
   const int64_t padded = plus(size, before + after);
   require((kernel - 1) * dilation < padded, "a window of " + std::to_string((kernel - 1) * dilation + 1) +
                                                 " is larger than the padded size " + std::to_string(padded));

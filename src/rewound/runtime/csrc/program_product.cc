@@ -64,16 +64,18 @@ void Program::matmul(int64_t a, int64_t b, int64_t y, const Product& product, co
   inside(op.b, op.b_start, with(op.k, op.n, product.batch), with(op.b_k, op.b_n, product.b_batch), "b");
   inside(op.y, op.y_start, with(op.m, op.n, product.batch), with(op.y_m, op.y_n, product.y_batch), "y");
   require((op.y_m != 0 || op.m == 1) && (op.y_n != 0 || op.n == 1), "a stride of y is 0");
-  require(op.k <= int64_t{1} << 24, "sums of " + std::to_string(op.k) + " products are too long");
-  int64_t products = times(times(op.m, op.n), op.k);
+  require((op.a_k != 0 && op.b_k != 0) || op.k == 1, "a stride along the sum is 0");
+  int64_t written = times(op.m, op.n);
   for (size_t i = 0; i < axes; ++i) {
     require(product.y_batch[i] != 0 || product.batch[i] == 1, "a stride of y is 0");
     op.batch[i] = product.batch[i];
     op.a_batch[i] = product.a_batch[i];
     op.b_batch[i] = product.b_batch[i];
     op.y_batch[i] = product.y_batch[i];
-    products = times(products, product.batch[i]);
+    written = times(written, product.batch[i]);
   }
+  require(written <= extent(op.y), "y is written to more than once");
+  const int64_t products = times(written, op.k);
   if (op.n < 16 && op.m > op.n) {  // the longer side runs along the vectors
     std::swap(op.a, op.b);
     std::swap(op.m, op.n);
