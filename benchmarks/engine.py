@@ -187,7 +187,11 @@ def _uniform(found: Found) -> list[str]:
         "The engine's GFLOP/s (2 x surviving multiply-adds), and its largest error against float64 as a multiple of ",
     ]
     lines[-1] += "that of torch in float32, over all sparsities:"
-    lines += ["", f"| network | {columns} | error | compiled in, s |", "|" + "---|" * (3 + len(sparsities))]
+    lines += [
+        "",
+        f"| network | {columns} | error | compiled in, CPU s |",
+        "|" + "---|" * (3 + len(sparsities)),
+    ]
     for network, one in ones:
         by = {mask["sparsity"]: gflops(mask) for mask in one["masks"]}
         compiled = [mask["compile_seconds"] for mask in one["masks"] if "compile_seconds" in mask]

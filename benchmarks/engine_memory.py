@@ -91,13 +91,14 @@ def text(network: str, found: Mapping[str, Any]) -> str:
     lines = [
         f"{network}, {100 * found['zeros']:.1f} % of the weights zero, {found['dense_bytes'] / 1e6:.1f} MB in float32.",
         "",
-        "| runtime | file, MB | import, s | load, s | first call, s | resident by import, MB | added, MB | peak added, MB |",
-        "|" + "---|" * 8,
+        "| runtime | file, MB | import, s | load, s | load, CPU s | first call, s | resident by import, MB | added, MB | peak added, MB |",
+        "|" + "---|" * 9,
     ]
     for name, one in found["runtimes"].items():
         cells = [name, f"{middle(one, 'file_bytes') / 1e6:.1f}"]
         cells += [
-            f"{middle(one, key):.3f}" for key in ("import_seconds", "load_seconds", "first_call_seconds")
+            f"{middle(one, key):.3f}"
+            for key in ("import_seconds", "load_seconds", "load_cpu_seconds", "first_call_seconds")
         ]
         cells += [
             f"{middle(one, key) / 1e6:.1f}" for key in ("resident_by_import", "resident_added", "peak_added")

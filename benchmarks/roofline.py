@@ -147,6 +147,7 @@ def draw(title: str, bounds: Mapping[str, Any], layers: Mapping[str, Any], path:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlim(0.35, 2.9)
+        axes.set_ylim(3, 220)
         axes.set_xticks([0.5, 1, 2], ["0.5\nsingle weights", "1\n2x1 blocks", "2\n4x1 blocks"])
         ticks = [5, 10, 20, 50, 100, 200]
         axes.set_yticks(ticks, [str(tick) for tick in ticks])

@@ -1,6 +1,7 @@
 """Load time and memory of a runtime, in a process that does nothing else: ``python -m rewound.measure.bench.fresh QUESTION``.
 
-Seconds: of importing the runtime, of loading the file (what a program waits for until it may call), of the first call. Bytes
+Seconds: of importing the runtime, of loading the file (what a program waits for until it may call; of the processor too), of
+the first call. Bytes
 resident: before the import, and what import, loading and calling added; ``peak`` is the most that loading and calling added
 at any moment. Mapped pages of the file count as long as they are in memory.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from rewound.measure import machine
 from rewound.measure.bench.runtimes import RUNTIMES
 
-_MODULES = {"torch.compile": "torch", "engine": "rewound.runtime"}
+_MODULES = {"torch.compile": "torch", "engine": "rewound.runtime.compiling"}
 _CALLS = 5
 
 
@@ -51,8 +52,9 @@ def _answer(runtime: str, path: str, inputs: str, threads: int) -> dict[str, Any
         importlib.import_module(_MODULES.get(runtime, runtime))
         imported, began = machine.resident(), time.perf_counter()
         machine.forget_peak()
+        cpu = time.process_time()
         bind = RUNTIMES[runtime].load(Path(path), threads)
-        loaded, ready = machine.resident(), time.perf_counter()
+        loaded, ready, cpu = machine.resident(), time.perf_counter(), time.process_time() - cpu
         call = bind(arrays)
         call()
         first = time.perf_counter()
@@ -62,6 +64,7 @@ def _answer(runtime: str, path: str, inputs: str, threads: int) -> dict[str, Any
     return {
         "import_seconds": began - start,
         "load_seconds": ready - began,
+        "load_cpu_seconds": cpu,
         "first_call_seconds": first - ready,
         "resident_before": before,
         "resident_by_import": _less(imported, before),
