@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from rewound.parameters import canonical
 from rewound.runtime import operators
-from rewound.runtime.convert import elementwise, layers, moves  # noqa: F401  # they register their rules
+from rewound.runtime.convert import elementwise, layers, moves, transposed  # noqa: F401  # they register rules
 from rewound.runtime.convert.build import PROBES, Builder, Const, Live, Tracked, Unbatchable, Unknown
 from rewound.runtime.convert.calls import Call, Calls, Ref, batch_of, calls_of, fixed
 from rewound.runtime.convert.rules import apply

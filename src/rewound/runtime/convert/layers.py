@@ -22,6 +22,7 @@ from rewound.runtime.convert.rules import (
     whole,
 )
 from rewound.runtime.convert.sizes import Axes
+from rewound.runtime.convert.transposed import conv_transpose
 
 
 def _weights(b: Builder, **roles: Const | None) -> dict[str, str]:
@@ -58,7 +59,8 @@ def _convolution(
     b: Builder, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any,
     output_padding: Any, groups: Any, benchmark: Any = None, deterministic: Any = None, allow_tf32: Any = None,
 ) -> Live:  # fmt: skip
-    require(not transposed and not any(output_padding))
+    if transposed:
+        return conv_transpose(b, input, weight, bias, stride, padding, output_padding, groups, dilation)
     return _conv(b, input, weight, bias, stride, padding, dilation, groups)
 
 
