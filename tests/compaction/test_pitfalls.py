@@ -532,6 +532,56 @@ def test_rows_of_a_router_stay_and_hidden_units_of_experts_leave_by_themselves()
     assert small.router.out_features == 3
 
 
+def test_experts_in_one_tensor_picked_by_number_have_hidden_units_and_no_heads():
+    """A product in batches of experts is no attention; an expert itself stays, for the router's softmax runs over all."""
+
+    def run(m: Steps, x: Tensor) -> Tensor:
+        weight, chosen = m.router(x).softmax(-1).topk(2, -1)
+        chosen, tokens = chosen.reshape(-1), x.repeat_interleave(2, 0)[..., None]
+        hidden = F.silu(torch.bmm(m.up[chosen], tokens))
+        y = torch.bmm(m.down[chosen], hidden).squeeze(-1) * weight.reshape(-1, 1)
+        return m.last(y.view(len(x), 2, -1).sum(1))
+
+    up, down = nn.Parameter(torch.zeros(3, 10, 8)), nn.Parameter(torch.zeros(3, 6, 10))
+    model = prepared(Steps(run, router=nn.Linear(8, 3), up=up, down=down, last=nn.Linear(6, 2)))
+    structure = rewound.find_units(model, torch.randn(5, 8, dtype=torch.float64))
+    assert {g.name: (g.kind, g.size) for g in structure} == {
+        "up": ("hidden unit", 10),
+        "down": ("hidden unit", 6),
+    }
+    assert [(s.tensor, s.axis, s.role) for s in structure["up"].slices] == [
+        ("up", 1, "writes"),
+        ("down", 2, "reads"),
+    ]
+    assert "picked by number" in structure.fixed["up", 0]
+    assert "softmax" in structure.fixed["router.weight", 0]
+    small = without_half(model, torch.randn(5, 8, dtype=torch.float64))
+    assert (small.up.shape, small.down.shape, small.router.out_features) == ((3, 5, 8), (3, 3, 5), 3)
+
+
+@pytest.mark.parametrize("spread", ["expand", "repeat"])
+def test_a_weight_spread_over_the_batch_is_a_weight(spread):
+    def run(m: Steps, x: Tensor) -> Tensor:
+        spread_up = m.up.expand(len(x), -1, -1) if spread == "expand" else m.up.repeat(len(x), 1, 1)
+        return m.last(torch.bmm(x, spread_up).relu())
+
+    model = prepared(Steps(run, up=nn.Parameter(torch.zeros(1, 8, 10)), last=nn.Linear(10, 2)))
+    (group,) = rewound.find_units(model, torch.randn(2, 4, 8, dtype=torch.float64))
+    assert (group.name, group.kind, group.size) == ("up", "hidden unit", 10)
+    assert [s.role for s in group.slices] == ["writes", "reads"]
+    without_half(model, torch.randn(2, 4, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["hf_mixtral", "hf_qwen2_moe"])
+def test_hidden_units_of_routed_experts_are_told_from_head_dimensions(name):
+    pytest.importorskip("transformers")
+    structure = rewound.find_units(*ZOO[name]())
+    kinds = {s.tensor: g.kind for g in structure for s in g.writers}
+    assert kinds["model.layers.0.mlp.experts.gate_up_proj"] == "hidden unit"
+    assert kinds["model.layers.0.mlp.experts.down_proj"] == "width"
+    assert {g.kind for g in structure for s in g.slices if "experts" in s.tensor} == {"hidden unit", "width"}
+
+
 def test_the_two_halves_of_a_state_space_layer_leave_together():
     """Mamba: the input projection makes x and z, a depthwise convolution and the scan's A and D follow x."""
     pytest.importorskip("transformers")

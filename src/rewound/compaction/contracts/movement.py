@@ -115,7 +115,7 @@ def expand(reading: Reading, x: Value, *_: Any, **__: Any) -> Value:
     dims = [reading.free(n) for n in shape[:more]]
     for dim, n in zip(x.dims, shape[more:]):
         dims.append(dim if len(dim) == n else reading.free(n))
-    return Value(tuple(dims))
+    return Value(tuple(dims), x.origin, (*[None] * more, *x.axes) if x.origin else ())
 
 
 def repeat(reading: Reading, x: Value, repeats: list[int]) -> Value:
@@ -126,7 +126,7 @@ def repeat(reading: Reading, x: Value, repeats: list[int]) -> Value:
             dims.append(reading.free(times))
         else:
             dims.append(Dim(np.tile(dim.cells, (times, 1)), dim.dead))
-    return Value(tuple(dims))
+    return Value(tuple(dims), x.origin, (*[None] * more, *x.axes) if x.origin else ())
 
 
 def tile(reading: Reading, x: Value, times: list[int]) -> Value:
@@ -279,16 +279,19 @@ def index_select(reading: Reading, x: Value, dim: int, index: Value) -> Value:
 
 
 def index(reading: Reading, x: Value, indices: list[Value | None]) -> Value:
-    """x[..., idx, ...]: an indexed axis is picked from by number; the others go on."""
+    """x[..., idx, ...]: an indexed axis is picked from by number; the others go on. Rows of a parameter, one expert's weights for
+    every token, are still that parameter."""
     used = [i for i, index in enumerate(indices) if index is not None]
     for i in used:
         reading.fix(x.dims[i], "its entries are picked by number")
     ndim = len(reading.shape) - (len(x.dims) - len(used))
-    rest = [dim for i, dim in enumerate(x.dims) if i not in used]
+    rest = [i for i in range(len(x.dims)) if i not in used]
     adjacent = used == list(range(used[0], used[0] + len(used))) if used else True
     at = used[0] if used and adjacent else 0
     picked = [plain(n) for n in reading.shape[at : at + ndim]]
-    return Value((*rest[:at], *picked, *rest[at:]))
+    kept = _picked(x, rest)
+    axes = (*kept.axes[:at], *[None] * ndim, *kept.axes[at:]) if x.origin else ()
+    return Value((*kept.dims[:at], *picked, *kept.dims[at:]), x.origin, axes)
 
 
 def index_add(reading: Reading, x: Value, dim: int, index: Value, source: Value, **_: Any) -> Value:
