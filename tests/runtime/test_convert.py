@@ -296,6 +296,52 @@ def test_what_no_rule_knows_runs_in_torch_and_is_named():
     ) == ["pad"]
 
 
+class Shapes(nn.Module):
+    """A mask of booleans, arguments that are nested or no tensors, constants among the results, frames of a film."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.frames = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+        self.table = nn.Parameter(torch.randn(3))
+
+    def forward(self, given, hidden, double=False):
+        x = self.encoder(given["x"], src_key_padding_mask=hidden)
+        flat = self.frames(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
+        return x * 2 if double else x, flat.amax(1), self.table, x[:, [0, 2, 1]], torch.zeros_like(x) + 1
+
+
+def test_arguments_and_results_of_every_kind():
+    hidden = torch.zeros(2, 5, dtype=torch.bool)
+    model = Shapes().double().eval()
+    example = ({"x": torch.randn(2, 5, 8).double()}, hidden, True)
+    graph = simplify(convert(model, example))
+    assert in_torch(graph) == []
+    assert [graph.values[name].dtype for name in graph.inputs] == ["float32", "bool"]
+    hidden = torch.tensor([[False, True, True, False, True]] * 3)
+    x = torch.randn(3, 5, 8).double()
+    inputs = structure.bound(graph.structure["arguments"], ({"x": x},), {"hidden": hidden})
+    made = structure.restored(
+        graph.structure["results"], reference.run(graph, {k: v.numpy() for k, v in inputs.items()})
+    )
+    with torch.no_grad():
+        for mine, theirs in zip(made, model({"x": x}, hidden, True)):
+            np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-10, atol=1e-12)
+    with pytest.raises(TypeError, match="compiled with True"):
+        structure.bound(graph.structure["arguments"], ({"x": x}, hidden, False), {})
+    with pytest.raises(TypeError, match="'hidden' is missing"):
+        structure.bound(graph.structure["arguments"], ({"x": x},), {})
+
+
+class Hides(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, torch.log(x), 0.0)
+
+
+def test_a_nan_that_is_hidden_stays_hidden():
+    assert in_torch(compared(Hides(), torch.randn(4, 9))) == ["gt", "where"]
+
+
 class TakesNumber(nn.Module):
     """Its code makes a number of the batch's size."""
 

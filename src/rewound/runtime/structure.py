@@ -6,7 +6,8 @@
 
 A tree is {"value": place among graph.outputs, or name among graph.inputs}, {"constant": value}, {"tuple": [...]},
 {"list": [...]}, {"dict": {...}} or {"record": class name, "fields": {...}}. A value among results has its torch "dtype", and a
-"view" where torch's tensor has its batch elsewhere: {"axes", "shape"}, permuted, then reshaped (-1 is the batch's axis).
+"view" where torch's tensor has its batch elsewhere: {"axes", "shape"}, permuted, then reshaped (-1 is the batch's axis);
+"first" where it has none, being the same for every image.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def restored(tree: Mapping[str, Any], outputs: Sequence[Any]) -> Any:
         if view:  # numpy's transpose is torch's permute
             moved = x.permute(view["axes"]) if hasattr(x, "permute") else x.transpose(view["axes"])
             x = moved.reshape(view["shape"])
-        return x
+        return x[0] if tree.get("first") else x
     if "constant" in tree:
         return tree["constant"]
     if "tuple" in tree or "list" in tree:

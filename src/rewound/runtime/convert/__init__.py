@@ -83,13 +83,25 @@ def _converted(calls: Calls, model: nn.Module, example: Any) -> Graph:
     views: list[Any] = []
     for leaf in calls.results:
         result = known[leaf.name] if isinstance(leaf, Ref) else leaf
-        if isinstance(result, Const):
-            result = _constant_result(b, result, known[calls.inputs[0].name])
+        first: dict[str, Any] = {}
+        if isinstance(result, Const) and (axes := axes_of(result.shape, b.images)) is not None:
+            result = b.made_live(result, axes)
+        elif isinstance(result, Const):  # no batch: the same for every call
+            values = result.value
+            result = b.made_live(
+                Const((values[None],), result.origin), ((None,), *((n,) for n in values.shape))
+            )
+            first = {"first": True}
         if not isinstance(result, Live):
             views.append({"constant": result if isinstance(result, (int, float, bool, str)) else None})
             continue
         views.append(
-            {"value": len(outputs), "dtype": str(result.dtype).removeprefix("torch."), **_view(result)}
+            {
+                "value": len(outputs),
+                "dtype": str(result.dtype).removeprefix("torch."),
+                **first,
+                **_view(result),
+            }
         )
         outputs.append(result.name)
     inputs = [given.name for given in calls.inputs]
@@ -109,16 +121,6 @@ def _named(parameter: str) -> str:
     """
     name = re.sub(r"(^|\.)parametrizations\.(\w+)\.original\d*$", r"\1\2", canonical(parameter))
     return re.sub(r"_orig$", "", name)
-
-
-def _constant_result(b: Builder, x: Const, like: Live) -> Live:
-    """Return a result that depends on no input as a value."""
-    axes = axes_of(x.shape, b.images)
-    if axes is None:  # no batch: the same for every call
-        first: Axes = ((None,), *((int(n),) for n in x.shape if isinstance(n, int)))
-        made = b.made_live(Const(tuple(t[None] for t in x.at), x.origin), first)
-        raise Unbatchable(f"{made.name} is a result without batch that depends on no input")
-    return b.made_live(x, axes)
 
 
 def _called(b: Builder, call: Call, known: Mapping[str, Any]) -> Any:
@@ -229,10 +231,7 @@ def _fallen_back(
 ) -> Live:
     """Return the result of a ``torch`` node."""
     _require_certain(call, arguments)
-    if (
-        torch.Tag.data_dependent_output in call.target.tags
-        or torch.Tag.dynamic_output_shape in call.target.tags
-    ):
+    if torch.Tag.data_dependent_output in call.target.tags:
         raise ValueError(
             f"{call.target} at {call.line}: the data decide what comes next; an engine takes one path only"
         )

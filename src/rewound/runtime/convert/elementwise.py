@@ -297,6 +297,7 @@ def _le(b: Builder, self: Any, other: Any) -> Any:
 def _where(b: Builder, condition: Any, self: Any = None, other: Any = None) -> Live:
     """Numbers on both sides, or a number where a tensor is not taken."""
     require(self is not None and other is not None)
+    self, other = _uniform(self), _uniform(other)
     if _is_number(self) and isinstance(other, Live):
         return _filled(b, other, _truth(b, condition), number(self))
     if _is_number(other) and isinstance(self, Live):
@@ -331,6 +332,15 @@ def _where(b: Builder, condition: Any, self: Any = None, other: Any = None) -> L
     raise Unknown("choosing between two tensors")
 
 
+def _uniform(x: Any) -> Any:
+    """Return the number that a constant holds everywhere, if it does; the result then has the other operands' shape."""
+    if isinstance(x, Const) and all(
+        t.numel() > 0 and bool((t == x.at[0].reshape(-1)[0]).all()) for t in x.at
+    ):
+        return x.at[0].reshape(-1)[0].item()
+    return x
+
+
 def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) or (isinstance(x, Const) and len(x.at) == 1 and x.at[0].numel() == 1)
 
@@ -339,14 +349,49 @@ def _is_number(x: Any) -> bool:
 def _masked_fill(b: Builder, self: Any, mask: Any, value: Any) -> Live:
     require(_is_number(value))
     scalar = value.value.item() if isinstance(value, Const) else value
-    if isinstance(self, Const):
-        require(_is_number(self))
-        return _where(b, mask, scalar, self.value.item())
+    self = _uniform(self)
+    if not isinstance(self, Live):
+        return _where(b, mask, scalar, self)
     return _filled(b, live(self), _truth(b, mask), number(scalar))
 
 
+def _may_be_nan(b: Builder, name: str) -> bool:
+    """Whether elementwise arithmetic in front of a value can make NaN of numbers."""
+    made = {node.output: node for node in b.nodes}
+    left, seen = [name], set[str]()
+    while left:
+        node = made.get(left.pop())
+        if node is None or node.output in seen:
+            continue
+        seen.add(node.output)
+        kind = (node.attributes.get("activation") or [""])[0]
+        divides = node.attributes.get("kind") in ("div", "pow") and not node.attributes.get("scalar")
+        if (
+            node.op == "torch"
+            or kind in ("log", "sqrt", "rsqrt", "reciprocal")
+            or (node.op == "binary" and divides)
+        ):
+            return True
+        if node.op in (
+            "activation",
+            "binary",
+            "affine",
+            "reshape",
+            "permute",
+            "slice",
+            "expand",
+            "concat",
+            "pad",
+            "reduce",
+        ):
+            left += node.inputs
+    return False
+
+
 def _filled(b: Builder, x: Live, mask: Any, value: float) -> Live:
-    """Return x, and ``value`` where the mask is true: between bounds that are infinite elsewhere. A NaN stays one."""
+    """Return x, and ``value`` where the mask is true: between bounds that are infinite elsewhere. A NaN would stay one, so that
+    hiding the logarithm of what is negative is left to torch."""
+    require(not _may_be_nan(b, x.name), "NaN that the mask may hide")
     if value == -math.inf:
         if isinstance(mask, Const):
             return combined(b, "add", x, Const(tuple((~t).double().log() for t in mask.at)))

@@ -229,7 +229,8 @@ def _batch_norm(
     training: Any = False,
 ) -> Any:  # fmt: skip
     require(not training, "batch norm by the batch's own statistics")
-    x = b.plain(input)
+    x = live(input)
+    axis = b.axis(x, 1)
     mean, variance = (to_numpy(const(t).value).astype(np.float64) for t in (running_mean, running_var))
     scale = 1 / np.sqrt(variance + float(number(eps)))
     if weight is not None:
@@ -239,7 +240,7 @@ def _batch_norm(
         shift = shift + to_numpy(const(bias).value)
     prefix = (weight or running_mean).origin or b.source
     keys = {"scale": b.weight(scale, f"{prefix}.scale"), "shift": b.weight(shift, f"{prefix}.shift")}
-    return _as(b, b.emit("affine", [x.name], keys, axis=1))
+    return b.live(b.emit("affine", [b.floating(x).name], keys, axis=axis), x.laid)
 
 
 @rule("layer_norm", "native_layer_norm")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rewound.runtime.convert.build import Builder, Const, Live, Unknown
+from rewound.runtime.convert.build import PROBES, Builder, Const, Live, Unknown
 from rewound.runtime.convert.rules import const, live, number, require, rule, whole
 from rewound.runtime.convert.sizes import Axes, Batch, reshaped
 
@@ -491,8 +491,46 @@ def _taken(b: Builder, x: Live, dim: int, indices: list[int]) -> Live:
     size = x.laid[dim][0] or 0
     indices = [i % size for i in indices]
     step = indices[1] - indices[0] if len(indices) > 1 else 1
-    require(
-        indices and step > 0 and indices == list(range(indices[0], indices[-1] + 1, step)),
-        "indices in no even steps",
-    )
-    return sliced(b, x, dim, indices[0], indices[-1] + 1, step)
+    if indices and step > 0 and indices == list(range(indices[0], indices[-1] + 1, step)):
+        return sliced(b, x, dim, indices[0], indices[-1] + 1, step)
+    starts = [i for i in range(len(indices)) if i == 0 or indices[i] != indices[i - 1] + 1]
+    require(0 < len(starts) <= 16, "indices in too many runs")
+    ends = [*starts[1:], len(indices)]
+    return _cat(b, [sliced(b, x, dim, indices[i], indices[j - 1] + 1) for i, j in zip(starts, ends)], dim)
+
+
+def _constant_like(like: Any, shape: Any, value: Any, dtype: Any) -> Const:
+    """What depends on a tensor's shape alone is a constant."""
+    sizes = [tuple(n.at(probe) if isinstance(n, Batch) else n for n in shape) for probe in PROBES]
+    made = [torch.full(size, number(value), dtype=dtype or like.dtype) for size in sizes]
+    return Const(tuple(made) if sizes[0] != sizes[1] else (made[0],))
+
+
+@rule("zeros_like")
+def _zeros_like(b: Builder, self: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, self.shape, 0, dtype)
+
+
+@rule("ones_like")
+def _ones_like(b: Builder, self: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, self.shape, 1, dtype)
+
+
+@rule("full_like")
+def _full_like(b: Builder, self: Any, fill_value: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, self.shape, fill_value, dtype)
+
+
+@rule("new_zeros")
+def _new_zeros(b: Builder, self: Any, size: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, size, 0, dtype)
+
+
+@rule("new_ones")
+def _new_ones(b: Builder, self: Any, size: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, size, 1, dtype)
+
+
+@rule("new_full")
+def _new_full(b: Builder, self: Any, size: Any, fill_value: Any, dtype: Any = None) -> Const:
+    return _constant_like(self, size, fill_value, dtype)
