@@ -22,17 +22,18 @@ def call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def as_found(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation mode without gradients inside; attributes (mode, caches), buffers and random state put back
-    after."""
+    after. training: training mode with gradients instead; in a model that is in it, layers that are not stay as they are."""
     attributes = [(m, dict(vars(m))) for m in model.modules()]
     buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     gpus = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    if not training or not model.training:
+        model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operation has no formula
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
+        with torch.set_grad_enabled(training), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

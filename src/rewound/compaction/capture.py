@@ -40,22 +40,25 @@ class Capture:
     program: Any = None  # the ExportedProgram, where there is one
 
 
-def capture(model: nn.Module, example: Any, *, dynamic: bool = False) -> Capture:
+def capture(model: nn.Module, example: Any, *, dynamic: bool = False, training: bool = False) -> Capture:
     """Return the operators that ``model`` runs on ``example`` in evaluation mode.
 
-    dynamic: where the code allows it, sizes of the inputs stay symbolic, so that the graph runs on other batches too.
+    dynamic: where the code allows it, sizes of the inputs stay symbolic, so that the graph runs on other batches too. training:
+    in training mode instead, exported or not at all: one recorded run would have its random numbers written into it.
 
     example: a tensor, a tuple of positional or a dict of keyword arguments. The model's mode, buffers, attributes, hooks
     and the random number generators are left as they were. ``RuntimeError`` with both causes if neither way works.
     """
     model = unwrap_model(model)
     args, kwargs = call_of(example)
-    with as_found(model), without_cache(model), _quiet():
+    with as_found(model, training), without_cache(model), _quiet():
         try:
             program = _exported(model, args, kwargs, dynamic)
             _require_sizes(program.graph)
         except Exception as error:
             _require_one_path(model, error)
+            if training:
+                raise
             return _recorded(model, args, kwargs, error)
     names = _first_names(model)
     signature = program.graph_signature

@@ -74,10 +74,10 @@ def find_units(model: nn.Module, example: Any) -> Structure:
     return couple(model, example).structure
 
 
-def couple(model: nn.Module, example: Any, *, dynamic: bool = False) -> Coupling:
-    """Return the units of ``model`` together with everything that was read of its graph; dynamic: see ``capture``."""
+def couple(model: nn.Module, example: Any, *, dynamic: bool = False, training: bool = False) -> Coupling:
+    """Return the units of ``model`` together with everything that was read of its graph; dynamic, training: see ``capture``."""
     model = unwrap_model(model)
-    captured = capture(model, example, dynamic=dynamic)
+    captured = capture(model, example, dynamic=dynamic, training=training)
     reader = _Reader(model, captured)
     reader.read()
     structure, roots = grouped(reader.atoms, reader.tensors, reader.parameters, reader.notes)

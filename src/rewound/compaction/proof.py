@@ -33,9 +33,11 @@ class _InFloat64(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def run_in_float64(model: nn.Module, example: Any, copied: bool = False) -> list[Tensor]:
+def run_in_float64(
+    model: nn.Module, example: Any, copied: bool = False, training: bool = False
+) -> list[Tensor]:
     """Return the tensors that a float64 copy of ``model`` gives on ``example`` in evaluation mode.
-    copied: the model is such a copy already.
+    copied: the model is such a copy already. training: in training mode, with the same random numbers each time.
 
     >>> run_in_float64(nn.Linear(2, 1), torch.ones(1, 2))[0].dtype
     torch.float64
@@ -44,9 +46,11 @@ def run_in_float64(model: nn.Module, example: Any, copied: bool = False) -> list
     args, kwargs = tree_map_only(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, call_of(example)
     )
-    with as_found(double), _InFloat64():
+    with as_found(double, training), _InFloat64():
+        if training:
+            torch.manual_seed(0)
         result = double(*args, **kwargs)
-    return [leaf for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+    return [leaf.detach() for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
 
 
 def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:

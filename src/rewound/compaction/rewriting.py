@@ -2,14 +2,15 @@
 
 ``x.reshape(batch, tokens, width)`` after attention insists on the old width, and no attribute can mend it. In the exported
 graph every
-size is an argument of an operator, so there it can be set. The result computes in evaluation mode what the model computes; to
-train it further, mend the line that is named instead.
+size is an argument of an operator, so there it can be set. The result computes what the masked model computes, in evaluation
+mode and, where that could be captured and proven too (``training.py``), in training mode.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,13 +27,28 @@ from rewound.compaction.values import Value
 from rewound.parameters import named_modules
 
 
+@dataclass(frozen=True)
+class Code:
+    """What is run in one mode: a graph that reads parameters and buffers by name, tensors that the code made for itself, and how
+    arguments and results are nested."""
+
+    graph: fx.Graph
+    constants: nn.Module
+    in_spec: Any
+    out_spec: Any
+
+
 class Rewritten(nn.Module):
-    """A network as a graph of operators, with parameters and buffers under the names they had."""
+    """A network as a graph of operators, with parameters and buffers under the names they had.
+
+    It evaluates. Whether it trains too depends on the model: a graph has its mode written into it (dropout that does nothing,
+    batch norm with fixed statistics), so that training takes a second one (``training.py``). Without that, ``train()`` is
+    refused.
+    """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], graph: fx.Graph, constants: nn.Module, in_spec: Any, out_spec: Any,
-        transient: Collection[str] = (),
-    ) -> None:  # fmt: skip
+        self, tensors: Mapping[str, Tensor], evaluating: Code, transient: Collection[str] = ()
+    ) -> None:
         super().__init__()
         for name, tensor in tensors.items():
             *path, leaf = name.split(".")
@@ -45,36 +61,77 @@ class Rewritten(nn.Module):
                 owner.register_parameter(leaf, tensor)
             else:
                 owner.register_buffer(leaf, tensor, persistent=name not in transient)
-        self._constants = constants
-        self._specs = (in_spec, out_spec)
-        object.__setattr__(
-            self, "_interpreter", fx.Interpreter(self, graph=graph, garbage_collect_values=True)
-        )
+        self._specs: dict[bool, tuple[Any, Any]] = {}
+        self._interpreters: dict[bool, fx.Interpreter] = {}
+        self._why_not_trained = "nothing was captured in training mode"
+        self._run_in_mode(False, evaluating)
+        self.eval()
+
+    def _run_in_mode(self, training: bool, code: Code) -> None:
+        """Run this code when ``self.training`` is so."""
+        setattr(self, _CONSTANTS[training], code.constants)
+        self._specs[training] = (code.in_spec, code.out_spec)
+        self._interpreters[training] = self._interpreter_of(code.graph)
+
+    def _interpreter_of(self, graph: fx.Graph) -> fx.Interpreter:
+        return fx.Interpreter(self, graph=graph, garbage_collect_values=True)
+
+    def trained_by(self, code: Code) -> None:
+        """Run this code in training mode, in place; until then ``train()`` is refused."""
+        self._run_in_mode(True, code)
+        self._why_not_trained = ""
+
+    def not_trained_because(self, why: str) -> None:
+        """Refuse ``train()`` for this reason, in place."""
+        for kept in (self._specs, self._interpreters):
+            kept.pop(True, None)
+        self._why_not_trained = why
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a graph for training mode."""
+        return True in self._interpreters
+
+    def train(self, mode: bool = True) -> Rewritten:
+        """Change the mode; ``RuntimeError`` for training mode if there is no graph for it."""
+        if mode and not self.trains:
+            raise RuntimeError(
+                "this smaller network is a graph of operators for evaluation mode, and cannot be set to training mode: "
+                f"{self._why_not_trained}. Trained as it is, its dropout would do nothing and its batch norms would keep their "
+                "statistics. Let the line that the warning of rewound.compact named take the size from its tensors (-1, or "
+                "x.shape), and compact again"
+            )
+        return super().train(mode)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
         new = Rewritten.__new__(Rewritten)
         memo[id(self)] = new
         nn.Module.__init__(new)
         for key, value in vars(self).items():
-            if key == "_specs":  # immutable
-                object.__setattr__(new, key, value)
-            elif key != "_interpreter":
+            if key == "_specs":  # what is in it is immutable
+                object.__setattr__(new, key, dict(value))
+            elif key != "_interpreters":
                 object.__setattr__(new, key, copy.deepcopy(value, memo))
-        graph = copy.deepcopy(self._interpreter.graph)
-        object.__setattr__(new, "_interpreter", fx.Interpreter(new, graph=graph, garbage_collect_values=True))
+        new._interpreters = {
+            training: new._interpreter_of(copy.deepcopy(interpreter.graph))
+            for training, interpreter in self._interpreters.items()
+        }
         return new
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; arguments and results as of the model it was made from."""
-        in_spec, out_spec = self._specs
+        in_spec, out_spec = self._specs[self.training]
         flat, spec = pytree.tree_flatten((args, kwargs))
         wanted = in_spec.num_leaves
         if len(flat) != wanted:
             raise TypeError(
                 f"this network was captured with {wanted} inputs, called as {in_spec}; got {len(flat)} ({spec})"
             )
-        result = self._interpreter.run(*flat, enable_io_processing=False)
+        result = self._interpreters[self.training].run(*flat, enable_io_processing=False)
         return pytree.tree_unflatten(list(result), out_spec)
+
+
+_CONSTANTS = {False: "_constants", True: "_constants_of_training"}
 
 
 def rewritten(
@@ -94,56 +151,75 @@ def rewritten(
         raise ValueError(
             f"{type(model).__name__} could not be exported ({captured.recorded}), so its graph cannot be rewritten"
         )
-    constants = nn.Module()
-    changes = lengths(coupling, dead)
-    new = {path: name for name, path in (biases or {}).items()}
-    graph = _copied(coupling, captured.graph, captured.module, dead, constants, changes, new, top=True)
-    spec = captured.program.call_spec
     named = {name: tensors[name] for name in dict.fromkeys([*captured.tensors.values(), *(biases or {})])}
     transient = {
         f"{path}.{leaf}".lstrip(".")
         for path, part in named_modules(model)
         for leaf in part._non_persistent_buffers_set
     }
-    small = Rewritten(named, graph, constants, spec.in_spec, spec.out_spec, transient)
-    return small.train(model.training)
+    return Rewritten(named, code_of(coupling, dead, biases or {}, training=False), transient)
 
 
-def _copied(
-    coupling: Coupling, graph: fx.Graph, module: fx.GraphModule | None, dead: np.ndarray, constants: nn.Module,
-    changes: Mapping[fx.Node, Change], biases: Mapping[str, str], top: bool,
-) -> fx.Graph:  # fmt: skip
-    new = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder" and top and node.name in coupling.capture.tensors:
-            env[node] = new.get_attr(coupling.capture.tensors[node.name])
-        elif node.op == "placeholder" and top and node.name in coupling.capture.constants:
-            constants.register_buffer(node.name, coupling.capture.constants[node.name], persistent=False)
-            env[node] = new.get_attr(f"_constants.{node.name}")
-        elif "_assert_tensor_metadata" in str(node.target):
-            continue  # pins a dtype; nobody reads it
-        elif node.op == "get_attr":
-            found: Any = module
-            for part in str(node.target).split("."):
-                found = getattr(found, part)
-            name = f"{node.name}_{len(constants._modules)}"
-            if isinstance(found, fx.GraphModule):
-                inner = _copied(coupling, found.graph, found, dead, constants, changes, biases, top=False)
-                constants.add_module(name, fx.GraphModule(found, inner))
+def code_of(coupling: Coupling, dead: np.ndarray, biases: Mapping[str, str], training: bool) -> Code:
+    """Return an exported graph with its sizes set; ``training``: the mode that it was captured in."""
+    captured, constants = coupling.capture, nn.Module()
+    paths = {path: name for name, path in biases.items()}
+    copier = _Copier(coupling, dead, constants, _CONSTANTS[training], lengths(coupling, dead), paths)
+    spec = captured.program.call_spec
+    return Code(copier.copied(captured.graph, captured.module), constants, spec.in_spec, spec.out_spec)
+
+
+@dataclass(frozen=True)
+class _Copier:
+    """Copies the graph (and those inside it) operator by operator, with new sizes."""
+
+    coupling: Coupling
+    dead: np.ndarray
+    constants: nn.Module
+    constants_name: str  # of that module in the network
+    changes: Mapping[fx.Node, Change]
+    biases: Mapping[str, str]  # module path -> name of the bias it gets
+
+    def copied(self, graph: fx.Graph, module: fx.GraphModule | None, top: bool = True) -> fx.Graph:
+        captured = self.coupling.capture
+        new = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder" and top and node.name in captured.tensors:
+                env[node] = new.get_attr(captured.tensors[node.name])
+            elif node.op == "placeholder" and top and node.name in captured.constants:
+                env[node] = self._constant(new, node.name, captured.constants[node.name])
+            elif "_assert_tensor_metadata" in str(node.target):
+                continue  # pins a dtype; nobody reads it
+            elif node.op == "get_attr":
+                found: Any = module
+                for part in str(node.target).split("."):
+                    found = getattr(found, part)
+                if isinstance(found, fx.GraphModule):
+                    found = fx.GraphModule(found, self.copied(found.graph, found, top=False))
+                env[node] = self._constant(new, f"{node.name}_{len(self.constants._modules)}", found)
             else:
-                constants.register_buffer(name, found, persistent=False)
-            env[node] = new.get_attr(f"_constants.{name}")
+                env[node] = new.node_copy(node, lambda n: env[n])
+                if node.op == "call_function":
+                    _resize(self.coupling, node, env[node], self.dead)
+                    env[node] = repaired(self.changes, node, env[node])
+                    if top:
+                        self._biased(new, node, env[node])
+        return new
+
+    def _constant(self, new: fx.Graph, name: str, value: Any) -> fx.Node:
+        if isinstance(value, nn.Module):
+            self.constants.add_module(name, value)
         else:
-            env[node] = new.node_copy(node, lambda n: env[n])
-            if node.op == "call_function":
-                _resize(coupling, node, env[node], dead)
-                env[node] = repaired(changes, node, env[node])
-                if top and place(node) in biases and short(node) in _BIASED and not any(node.args[2:3]):
-                    with new.inserting_before(env[node]):
-                        bias = new.get_attr(biases[place(node)])
-                    env[node].args = (*env[node].args[:2], bias, *env[node].args[3:])
-    return new
+            self.constants.register_buffer(name, value, persistent=False)
+        return new.get_attr(f"{self.constants_name}.{name}")
+
+    def _biased(self, new: fx.Graph, old: fx.Node, node: fx.Node) -> None:
+        name = self.biases.get(place(old))
+        if name is not None and short(old) in _BIASED and not any(old.args[2:3]):
+            with new.inserting_before(node):
+                bias = new.get_attr(name)
+            node.args = (*node.args[:2], bias, *node.args[3:])
 
 
 _BIASED = ("linear", "conv1d", "conv2d", "conv3d")

@@ -19,8 +19,9 @@ from rewound.compaction.coupling import Coupling, couple
 from rewound.compaction.foreign import Leaving, leaving, survivors, wholly_masked
 from rewound.compaction.huggingface_config import config_edits
 from rewound.compaction.repairs import Repair, plan_repair, scales_in_code
-from rewound.compaction.rewriting import rewritten
+from rewound.compaction.rewriting import Rewritten, rewritten
 from rewound.compaction.telling import reasons_of
+from rewound.compaction.training import require_same_in_training, training_code
 from rewound.compaction.units import Certificate
 from rewound.parameters import canonical, named_modules, parameters_by_name, tied_names, unwrap_model
 from rewound.spelling import closest
@@ -194,7 +195,7 @@ def _rewritten(
     failures = []
     for dynamic in (True, False):
         try:
-            small, cut = _as_graph(model, mask, example, dynamic, gone)
+            small, cut, coupling = _as_graph(model, mask, example, dynamic, gone)
             trial = in_double(small, cut.exact)
             difference = proof.difference(proof.run_in_float64(trial, example, copied=True), expected)
         except Exception as failure:
@@ -208,19 +209,53 @@ def _rewritten(
             what = "what is left is not the same function as the masked network"
             raise RuntimeError(f"{what} ({failures[-1]}): {inexact}") from error
         raise RuntimeError(f"{error}; nor is its graph ({failures[-1]})") from error
+    why = _train_too_(small, model, mask, example, dynamic, cut, coupling)
     warnings.warn(
         f"the code of {type(model).__name__} has a size written into it, so its smaller network is returned as a graph of "
-        f"operators{'' if dynamic else ', for inputs of the shape of the example only'} ({error}). It computes the same in "
-        "evaluation mode; to train it further, let that line take the size from its tensors (-1, or x.shape)",
+        f"operators{'' if dynamic else ', for inputs of the shape of the example only'} ({error}). "
+        + (
+            f"It computes the same in evaluation mode and cannot be trained further ({why}); for that, let that line take the "
+            "size from its tensors (-1, or x.shape)"
+            if why
+            else "It computes the same, in evaluation and in training mode"
+        ),
         stacklevel=3,
     )
+    small.train(model.training and small.trains)
     finish_(small, cut.coordinates, {})
     return small
 
 
+def _train_too_(
+    small: Rewritten,
+    model: nn.Module,
+    mask: Mapping[str, Tensor],
+    example: Any,
+    dynamic: bool,
+    cut: Cut,
+    coupling: Coupling,
+) -> str:
+    """Give a graph one for training mode too, in place; return why not, or ""."""
+    try:
+        small.trained_by(training_code(model, example, coupling, cut.kept, cut.leaving.new, dynamic))
+        trial = in_double(small, cut.exact)
+        assert isinstance(trial, Rewritten)
+        require_same_in_training(trial, proof.masked_copy(model, mask), example, cut.coordinates, copied=True)
+    except Exception as failure:
+        lines = str(failure).strip().splitlines()
+        why = (
+            lines[0]
+            if lines and isinstance(failure, ValueError)
+            else f"{type(failure).__name__}: {(lines or [''])[0]}"
+        )
+        small.not_trained_because(why)
+        return why
+    return ""
+
+
 def _as_graph(
     model: nn.Module, mask: Mapping[str, Tensor], example: Any, dynamic: bool, gone: Leaving
-) -> tuple[nn.Module, Cut]:
+) -> tuple[Rewritten, Cut, Coupling]:
     coupling = couple(model, example, dynamic=dynamic)
     cut = plan_cut(model, coupling, mask, gone, graph=True)
     tensors: dict[str, Tensor] = {}
@@ -231,7 +266,7 @@ def _as_graph(
         weight = cut.coordinates.aliases.get(f"{path}.weight".lstrip("."), f"{path}.weight".lstrip("."))
         like = tensors[weight]
         tensors[name] = nn.Parameter(cut.exact[name].to(like), requires_grad=like.requires_grad)
-    return rewritten(model, coupling, coupling.dead(cut.kept), tensors, gone.new), cut
+    return rewritten(model, coupling, coupling.dead(cut.kept), tensors, gone.new), cut, coupling
 
 
 def settle(
