@@ -20,6 +20,14 @@ REWOUND_INLINE void transpose(float* to, const float* from, int64_t rows, int64_
   }
 }
 
+// to[i] = from[i * step], i < n
+REWOUND_INLINE void take(float* to, const float* from, int64_t n, int64_t step) {
+  int64_t i = 0;
+  if (step == 2)  // the last vector is left to the loop: it would read one float too many
+    for (; i + kLanes < n; i += kLanes) store(to + i, every_second(from + i * 2));
+  for (; i < n; ++i) to[i] = from[i * step];
+}
+
 void copy(const CopyOp& op, const Frame& frame, int64_t task) {
   const float* source = op.source.read(frame) + op.source_start;
   float* target = op.target.write(frame) + op.target_start;
@@ -45,6 +53,8 @@ void copy(const CopyOp& op, const Frame& frame, int64_t task) {
       }
     } else if (to == 1 && rows_from == 1) {
       transpose(target, source, rows, columns, rows_to, from);
+    } else if (to == 1) {
+      for (int64_t i = 0; i < rows; ++i) take(target + i * rows_to, source + i * rows_from, columns, from);
     } else {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) target[i * rows_to + j * to] = source[i * rows_from + j * from];
@@ -88,10 +98,7 @@ void phases(const PhasesOp& op, const Frame& frame, int64_t task) {
             end = end < q.width ? end : q.width;
             end = end > begin ? end : begin;
             set(to, begin, 0.0f);
-            if (sx == 2)
-              for (int64_t u = begin; u < end; ++u) to[u] = from[u * 2 + shift];
-            else
-              for (int64_t u = begin; u < end; ++u) to[u] = from[u * sx + shift];
+            if (end > begin) take(to + begin, from + begin * sx + shift, end - begin, sx);
             set(to + end, q.width - end, 0.0f);
           }
   finish(op.y, y, {channels.first * op.stride_y * sx, channels.last * op.stride_y * sx});

@@ -47,35 +47,52 @@ REWOUND_INLINE void pool_row(const PoolOp& op, const float* x, int64_t v, float*
   const Planes &p = op.x.planes, &q = op.y.planes;
   const int64_t wide = (q.width - 1) * op.stride_x + (op.kernel_x - 1) * op.dilation_x + 1;
   const int64_t room = wide - op.left;  // may be narrower than the row
-  const int64_t used = room < p.width ? room : p.width;
-  for (int64_t i = 0; i < wide; ++i) line[i] = F::kStart;
-  if (used > 0)
-    for (int64_t k = 0; k < op.kernel_y; ++k) {
-      const int64_t row = v * op.stride_y - op.top + k * op.dilation_y;
-      if (row >= 0 && row < p.height) accumulate(line + op.left, x + p.lead + row * p.pitch, used, f);
-    }
+  const int64_t used = room < p.width ? (room > 0 ? room : 0) : p.width;
+  // The rows of x in the window, as one row.
+  const int64_t top = v * op.stride_y - op.top;
+  int64_t first = 0, last = op.kernel_y;
+  while (first < last && top + first * op.dilation_y < 0) ++first;
+  while (first < last && top + (last - 1) * op.dilation_y >= p.height) --last;
+  if (first == last || used == 0) {
+    set(line, wide, F::kStart);
+  } else {
+    const float* rows = x + p.lead + (top + first * op.dilation_y) * p.pitch;
+    const int64_t step = op.dilation_y * p.pitch, count = last - first;
+    set(line, op.left, F::kStart);
+    each_vector(used, [&](int64_t i, auto part) {
+      V acc = part.load(rows + i);
+      for (int64_t k = 1; k < count; ++k) acc = f(acc, part.load(rows + k * step + i));
+      part.store(line + op.left + i, acc);
+    });
+    set(line + op.left + used, wide - op.left - used, F::kStart);
+  }
+  // Along that row.
+  const int64_t kernel = op.kernel_x, dilation = op.dilation_x;
   if (op.stride_x == 1) {
     each_vector(q.width, [&](int64_t i, auto part) {
       V acc = part.load(line + i);
-      for (int64_t k = 1; k < op.kernel_x; ++k) acc = f(acc, part.load(line + i + k * op.dilation_x));
+      for (int64_t k = 1; k < kernel; ++k) acc = f(acc, part.load(line + i + k * dilation));
       part.store(to + i, acc);
     });
-  } else if (op.kernel_x > 2 * op.stride_x) {
+  } else if (op.stride_x == 2) {  // reads past the row's end stay in the scratch
+    each_vector(q.width, [&](int64_t i, auto part) {
+      V acc = every_second(line + 2 * i);
+      for (int64_t k = 1; k < kernel; ++k) acc = f(acc, every_second(line + 2 * i + k * dilation));
+      part.store(to + i, acc);
+    });
+  } else if (kernel > 2 * op.stride_x) {
     for (int64_t u = 0; u < q.width; ++u) {
       float acc = line[u * op.stride_x];
-      for (int64_t k = 1; k < op.kernel_x; ++k) acc = f(acc, line[u * op.stride_x + k * op.dilation_x]);
+      for (int64_t k = 1; k < kernel; ++k) acc = f(acc, line[u * op.stride_x + k * dilation]);
       to[u] = acc;
     }
   } else {  // every position as a vector, then the strided ones: cheaper than scalars
-    each_vector(wide - (op.kernel_x - 1) * op.dilation_x, [&](int64_t i, auto part) {
+    each_vector(wide - (kernel - 1) * dilation, [&](int64_t i, auto part) {
       V acc = part.load(line + i);
-      for (int64_t k = 1; k < op.kernel_x; ++k) acc = f(acc, part.load(line + i + k * op.dilation_x));
+      for (int64_t k = 1; k < kernel; ++k) acc = f(acc, part.load(line + i + k * dilation));
       part.store(next + i, acc);
     });
-    if (op.stride_x == 2)
-      for (int64_t u = 0; u < q.width; ++u) to[u] = next[u * 2];
-    else
-      for (int64_t u = 0; u < q.width; ++u) to[u] = next[u * op.stride_x];
+    for (int64_t u = 0; u < q.width; ++u) to[u] = next[u * op.stride_x];
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -95,6 +96,15 @@ REWOUND_INLINE float largest(V v) {
   float x = v[0];
   for (int i = 1; i < kLanes; ++i) x = v[i] > x || v[i] != v[i] ? v[i] : x;
   return x;
+}
+
+template <size_t... N>
+REWOUND_INLINE V even_lanes(V a, V b, std::index_sequence<N...>) {
+  return __builtin_shufflevector(a, b, (2 * N)...);
+}
+// p[0], p[2], p[4], ...; 2 * kLanes floats are read.
+REWOUND_INLINE V every_second(const float* p) {
+  return even_lanes(load(p), load(p + kLanes), std::make_index_sequence<kLanes>());
 }
 
 // f(position, how many) for each vector of n floats; how many = kLanes but at the end. f takes it as a constant there.

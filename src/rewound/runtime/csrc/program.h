@@ -52,7 +52,7 @@ struct Outside : std::runtime_error {
 class Program {
  public:
   // Zeroed floats before and behind the arena, so that vector reads of what is masked afterwards stay inside.
-  static constexpr int64_t kSlack = 1024;
+  static constexpr int64_t kSlack = 16384;
 
   Program(int64_t arena, std::vector<Port> inputs, std::vector<Port> outputs);
   ~Program();

@@ -45,7 +45,7 @@ void Program::pool(int64_t x, int64_t y, bool max, const Window& w, bool count_p
   check_window(p.height, q.height, op.kernel_y, op.stride_y, op.dilation_y, op.top, op.bottom);
   check_window(p.width, q.width, op.kernel_x, op.stride_x, op.dilation_x, op.left, op.right);
   const int64_t wide = (q.width - 1) * op.stride_x + (op.kernel_x - 1) * op.dilation_x + 1;
-  op.scratch = times(3, plus(std::max(wide, q.width), 16));
+  op.scratch = times(3, plus(std::max(wide, q.width), 64));  // vectors of two read past the end
   const int64_t taps = times(op.kernel_y, p.width) + times(op.kernel_x, q.width);
   add(max ? "max_pool" : "mean_pool", name, op, kernels_.pool, times(times(q.channels, q.images * q.height), taps) / 4,
       op.scratch);
