@@ -91,7 +91,7 @@ def text(network: str, found: Mapping[str, Any]) -> str:
     lines = [
         f"{network}, {100 * found['zeros']:.1f} % of the weights zero, {found['dense_bytes'] / 1e6:.1f} MB in float32.",
         "",
-        "| runtime | file, MB | import, s | load, s | load, CPU s | first call, s | resident by import, MB | added, MB | peak added, MB |",
+        "| runtime | file, MB | import, s | load, s | load, CPU s | first call, s | by import, MB | added, MB | peak added, MB |",
         "|" + "---|" * 9,
     ]
     for name, one in found["runtimes"].items():

@@ -21,7 +21,7 @@ from rewound.measure.bench.fresh import measure_fresh
 from rewound.measure.bench.networks import Flat, Zeros, dense_twin, in_float64, largest_error, tensors_of
 from rewound.measure.bench.runtimes import RUNTIMES
 from rewound.measure.bench.turns import take_turns
-from rewound.measure.bench.verdict import verdict
+from rewound.measure.bench.verdict import at_batch, verdict
 from rewound.measure.latency import Timing
 
 HERE = [name for name, runtime in RUNTIMES.items() if not runtime.missing]
@@ -185,6 +185,7 @@ def test_batches_threads_and_everything_in_json():
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["rows"][0]["rows_per_second"] > 0
     assert plain["machine"]["threads"] == 1
+    assert "At batch" not in found.verdict  # there is no engine to compare
     text = str(found)
     assert "toy: 5,336 weights. 90 % of the weights are zero." in text
     assert text.splitlines()[-1] == found.verdict
@@ -342,6 +343,27 @@ def steady(milliseconds):
 def test_the_verdict_is_honest(share, times, twins, says):
     timed = [{name: steady(ms) for name, ms in table.items()} for table in (times, twins)]
     assert verdict(share, *timed) == says
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        (
+            {"torch": 4.0, "openvino": 3.0, "engine": 1.0},
+            "At batch 8 the engine takes 1/3.0 of the time of OpenVINO.",
+        ),
+        ({"torch": 1.0, "engine": 1.5}, "At batch 8 the engine takes 1.50 times the time of torch."),
+        ({"torch": 1.0}, ""),
+        ({"engine": 1.0}, ""),
+    ],
+)
+def test_other_batches_are_told(times, says):
+    assert at_batch(8, {name: steady(ms) for name, ms in times.items()}) == says
+
+
+def test_every_file_of_a_network_counts_and_no_other(tmp_path):
+    assert runtimes.files_of(tmp_path / "model.xml") == [tmp_path / "model.xml", tmp_path / "model.bin"]
+    assert runtimes.files_of(tmp_path / "model.engine") == [tmp_path / "model.engine"]
 
 
 def test_ratios_that_might_be_one_are_no_gain():

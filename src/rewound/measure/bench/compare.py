@@ -27,7 +27,7 @@ from rewound.measure.bench.networks import (
 from rewound.measure.bench.runtimes import INSTALL, RUNTIMES, Bind, files_of, quiet
 from rewound.measure.bench.telling import as_text
 from rewound.measure.bench.turns import Turns, take_turns
-from rewound.measure.bench.verdict import verdict
+from rewound.measure.bench.verdict import at_batch, verdict
 from rewound.measure.latency import Timing, of_batch, pinned, rows_of
 from rewound.spelling import nearest
 from rewound.untouched import as_found
@@ -184,12 +184,12 @@ def compare(
                 found = one.measure(asked, rounds, seconds, left_out)
                 rows += one.with_fresh(found, left_out) if fresh and i == 0 else found
                 against = one.against
-    first = [row for row in rows if row.batch == sizes[0] and row.right]
-    says = verdict(
-        zeros.share,
-        {row.runtime: row.times for row in first if row.network == MODEL},
-        {row.runtime: row.times for row in first if row.network == TWIN},
-    )
+
+    def times(batch: int, network: str = MODEL) -> dict[str, Timing]:
+        return {r.runtime: r.times for r in rows if (r.batch, r.network) == (batch, network) and r.right}
+
+    says = verdict(zeros.share, times(sizes[0]), times(sizes[0], TWIN))
+    says = " ".join(filter(None, [says, *(at_batch(batch, times(batch)) for batch in sizes[1:])]))
     facts = {**machine.facts(), "threads": threads}
     return Comparison(name, zeros.weights, zeros.share, threads, against, tuple(rows), left_out, says, facts)
 

@@ -41,8 +41,8 @@ class Runtime:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files that a runtime made of a network: ``path``, and weights beside it."""
-    return [file for file in (path, path.with_suffix(".bin")) if file.is_file()]
+    """Return the files that a runtime made of a network: ``path``, and OpenVINO's weights beside it."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
 # ---- torch ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,21 @@ def verdict(share: float, times: Mapping[str, Timing], twins: Mapping[str, Timin
     return " ".join(part[0].upper() + part[1:] for part in parts)
 
 
+def at_batch(batch: int, times: Mapping[str, Timing]) -> str:
+    """Return how the engine does at another batch size; nothing where it or all others are missing.
+
+    >>> at_batch(16, {"torch": Timing((8.0, 8.0), "cpu", 1), "engine": Timing((2.0, 2.0), "cpu", 1)})
+    'At batch 16 the engine takes 1/4.0 of the time of torch.'
+    """
+    dense = {name: timing for name, timing in times.items() if name != "engine"}
+    if not dense or "engine" not in times:
+        return ""
+    best = min(dense, key=lambda name: dense[name].median)
+    gain = ratio(dense[best], times["engine"]).median
+    share = f"1/{gain:.1f} of" if gain >= 2 else f"{1 / gain:.2f} times"
+    return f"At batch {batch} the engine takes {share} the time of {title(best)}."
+
+
 def zeros_in_words(share: float) -> str:
     """Return how many weights are zero.
 
