@@ -1,4 +1,4 @@
-"""Where tools for structured pruning go wrong, one test each; the table in docs/structured.md says which test is for which.
+"""Where tools for structured pruning go wrong, one test each.
 
 Most of these are networks of a few layers, of which half of the units leave: every entry that has to go with them is looked
 for where it is easily missed, and the network that is left is compared with the masked one on inputs it has not seen.
