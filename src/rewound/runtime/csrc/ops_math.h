@@ -37,12 +37,21 @@ REWOUND_INLINE V exponential_tail(V r) {
 }
 
 REWOUND_INLINE V exponential(V x) {
+#if defined(__AVX512F__)
+  const V near = at_most(at_least(x, splat(-105.0f)), splat(90.0f));
+  const __m512 whole = _mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(near * 1.44269504f), 8);
+  const V k = reinterpret_cast<V>(whole);
+  const V rest = (near - k * 0.693359375f) - k * -2.12194440e-4f;
+  const V power = (exponential_tail(rest) * rest * rest + rest) + 1.0f;
+  return reinterpret_cast<V>(_mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(power), whole));
+#else
   // Beyond these the result is 0 or infinity anyhow; NaN passes.
   const V bounded = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
   const Reduced e = reduce_exponent(bounded);
   const V p = (exponential_tail(e.r) * e.r * e.r + e.r) + 1.0f;
   const I half = e.n >> 1;  // two steps: results may be denormal, or infinite
   return p * power_of_two(half) * power_of_two(e.n - half);
+#endif
 }
 
 // e^x - 1 for x <= 88

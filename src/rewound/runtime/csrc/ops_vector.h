@@ -34,10 +34,18 @@ REWOUND_INLINE V load(const float* p) {
 REWOUND_INLINE void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 REWOUND_INLINE V splat(float x) { return x - V{}; }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+REWOUND_INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first n < kLanes floats, zeros after them; nothing beyond is touched.
 REWOUND_INLINE V load(const float* p, int64_t n) {
 #if defined(__AVX512F__)
   return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_maskload_ps(p, first_lanes(n)));
 #else
   V v = {};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
@@ -47,6 +55,8 @@ REWOUND_INLINE V load(const float* p, int64_t n) {
 REWOUND_INLINE void store(float* p, V v, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
 #else
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 #endif
@@ -66,12 +76,28 @@ REWOUND_INLINE V magnitude(V x) { return floats(bits(x) & 0x7fffffff); }
 REWOUND_INLINE V with_sign(V x, V sign) { return floats(bits(x) | (bits(sign) & INT32_MIN)); }  // x >= 0
 REWOUND_INLINE I is_nan(V x) { return x != x; }
 
+// NaN of x stays NaN; bounds are numbers. The processor's maximum is its second operand where one is NaN.
+REWOUND_INLINE V at_least(V x, V bound) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_max_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(x)));
+#else
+  return select(x < bound, bound, x);
+#endif
+}
+REWOUND_INLINE V at_most(V x, V bound) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_min_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(x)));
+#else
+  return select(x > bound, bound, x);
+#endif
+}
 // NaN if either is.
-REWOUND_INLINE V larger(V a, V b) { return select((a > b) | is_nan(a), a, b); }
-REWOUND_INLINE V smaller(V a, V b) { return select((a < b) | is_nan(a), a, b); }
-// NaN of x stays NaN; bounds are numbers.
-REWOUND_INLINE V at_least(V x, V bound) { return select(x < bound, bound, x); }
-REWOUND_INLINE V at_most(V x, V bound) { return select(x > bound, bound, x); }
+REWOUND_INLINE V larger(V a, V b) { return select(is_nan(a), a, at_least(b, a)); }
+REWOUND_INLINE V smaller(V a, V b) { return select(is_nan(a), a, at_most(b, a)); }
 
 REWOUND_INLINE V root(V x) {
 #if defined(__AVX512F__)
@@ -105,6 +131,13 @@ REWOUND_INLINE V even_lanes(V a, V b, std::index_sequence<N...>) {
 // p[0], p[2], p[4], ...; 2 * kLanes floats are read.
 REWOUND_INLINE V every_second(const float* p) {
   return even_lanes(load(p), load(p + kLanes), std::make_index_sequence<kLanes>());
+}
+
+// The same of which the first n < kLanes lanes are wanted: nothing beyond p[2 * n - 2] is touched.
+REWOUND_INLINE V every_second(const float* p, int64_t n) {
+  const int64_t count = 2 * n - 1;
+  return count < kLanes ? even_lanes(load(p, count), V{}, std::make_index_sequence<kLanes>())
+                        : even_lanes(load(p), load(p + kLanes, count - kLanes), std::make_index_sequence<kLanes>());
 }
 
 // f(position, how many) for each vector of n floats; how many = kLanes but at the end. f takes it as a constant there.
