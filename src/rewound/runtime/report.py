@@ -65,7 +65,7 @@ class Report:
             kept = "" if layer.density is None else f"{layer.density:.3f}"
             speed = f"{layer.gflops:.1f}" if layer.macs else ""
             row = (
-                layer.source,
+                layer.source if len(layer.source) <= 60 else f"{layer.source[:57]}...",
                 layer.operator,
                 layer.how,
                 kept,
@@ -154,7 +154,7 @@ def _timed(call: Any, seconds: float) -> tuple[float, int]:
     """Return the median of a call's seconds, and how often it was called."""
     call()
     took: list[float] = []
-    while sum(took) < seconds and len(took) < 200:
+    while not took or (sum(took) < seconds and len(took) < 200):
         start = time.perf_counter()
         call()
         took.append(time.perf_counter() - start)
