@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewound.runtime import _native
 from rewound.runtime.graph import Graph, Node, Value
+from rewound.runtime.planning import tune
 from rewound.runtime.planning.emit import plan
 from rewound.runtime.planning.geometry import Geometries, steps_of
 from rewound.runtime.planning.groups import Groups
 from rewound.runtime.planning.layout import Form, View, array_of_user, atoms_of, laid_out
 from rewound.runtime.planning.liveness import Life, offsets
 from rewound.runtime.planning.segments import segments
+from rewound.runtime.planning.tune import tuned
 
 
 def places(view: View) -> np.ndarray:
@@ -255,3 +260,29 @@ def test_geometries_follow_the_number_of_images() -> None:
     view = laid_out((6,), Form((0,), (), ()))
     assert Geometries([], 1)[view.buffer].stride == 1
     assert Geometries([], 17)[view.buffer].stride == 32
+
+
+# -- tuning ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_schedules_are_tried_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "schedules.json"
+    found = tuned(CHAIN, 1, _native, path)
+    assert set(found) == {0, 1, 2} and all(rows in (1, 2, 4, 6) for rows, _, _ in found.values())
+    plan(CHAIN, 1, _native, found)
+    monkeypatch.setattr(tune, "_best", None)  # nothing is tried again
+    assert tuned(CHAIN, 1, _native, path) == found
+    assert [file.name for file in path.parent.iterdir()] == ["schedules.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"a": [1, 2]}', '{"a": [1, -2, 3], "b": "c"}'])
+def test_a_spoilt_memory_of_schedules_is_forgotten(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "schedules.json"
+    path.write_text(text)
+    assert set(tuned(CHAIN, 1, _native, path)) == {0, 1, 2}
+    assert len(json.loads(path.read_text())) >= 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert set(tuned(CHAIN, 1, _native, tmp_path / "file" / "schedules.json")) == {0, 1, 2}
