@@ -178,7 +178,7 @@ struct UpsampleOp {
   // For each row and column of y: the first of the two it is mixed from (nearest: the one), the second, and its weight.
   const int32_t *row0, *row1, *column0, *column1;
   const float *row_weight, *column_weight;
-  int64_t tasks = 1;
+  int64_t scratch = 0, tasks = 1;
 };
 
 // Parts of the work: [first, last) of task `task` of `tasks` over `units`.

@@ -20,8 +20,11 @@ REWOUND_INLINE void set(float* p, int64_t n, float number) {
       for (int64_t i = 0; i < p.images; ++i) {
         float* plane = at + i * p.plane;
         set(plane, p.lead, 0.0f);
-        if (rows_guarded)
-          for (int64_t r = 0; r < p.height; ++r) set(plane + p.lead + r * p.pitch + p.width, p.pitch - p.width, 0.0f);
+        float* right = plane + p.lead + p.width;
+        if (p.pitch == p.width + 1)
+          for (int64_t r = 0; r < p.height; ++r) right[r * p.pitch] = 0.0f;
+        else if (rows_guarded)
+          for (int64_t r = 0; r < p.height; ++r) set(right + r * p.pitch, p.pitch - p.width, 0.0f);
         set(plane + p.lead + rows, p.plane - p.lead - rows, 0.0f);
       }
     }

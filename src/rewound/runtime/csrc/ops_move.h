@@ -82,31 +82,33 @@ void phases(const PhasesOp& op, const Frame& frame, int64_t task) {
   const Part channels = part(p.channels, op.tasks, task);
   const float* x = op.x.read(frame);
   float* y = op.y.write(frame);
-  const int64_t sx = op.stride_x;
-  for (int64_t c = channels.first; c < channels.last; ++c)
-    for (int64_t py = 0; py < op.stride_y; ++py)
-      for (int64_t px = 0; px < sx; ++px)
-        for (int64_t i = 0; i < p.images; ++i)
-          for (int64_t v = 0; v < q.height; ++v) {
-            float* to = y + ((c * op.stride_y + py) * sx + px) * q.stride + i * q.plane + q.lead + v * q.pitch;
-            const int64_t row = v * op.stride_y + py - op.top;
+  const int64_t sy = op.stride_y, sx = op.stride_x;
+  for (int64_t px = 0; px < sx; ++px) {
+    // columns u with 0 <= u * sx + shift < width
+    const int64_t shift = px - op.left;
+    int64_t begin = shift < 0 ? (-shift + sx - 1) / sx : 0;
+    int64_t end = shift >= p.width ? 0 : (p.width - 1 - shift) / sx + 1;
+    begin = begin < q.width ? begin : q.width;
+    end = end < q.width ? end : q.width;
+    end = end > begin ? end : begin;
+    for (int64_t c = channels.first; c < channels.last; ++c)
+      for (int64_t py = 0; py < sy; ++py)
+        for (int64_t i = 0; i < p.images; ++i) {
+          float* to = y + ((c * sy + py) * sx + px) * q.stride + i * q.plane + q.lead;
+          const float* plane = x + c * p.stride + i * p.plane + p.lead;
+          for (int64_t v = 0; v < q.height; ++v, to += q.pitch) {
+            const int64_t row = v * sy + py - op.top;
             if (row < 0 || row >= p.height) {
               set(to, q.width, 0.0f);
               continue;
             }
-            const float* from = x + c * p.stride + i * p.plane + p.lead + row * p.pitch;
-            // columns u with 0 <= u * sx + shift < width
-            const int64_t shift = px - op.left;
-            int64_t begin = shift < 0 ? (-shift + sx - 1) / sx : 0;
-            int64_t end = shift >= p.width ? 0 : (p.width - 1 - shift) / sx + 1;
-            begin = begin < q.width ? begin : q.width;
-            end = end < q.width ? end : q.width;
-            end = end > begin ? end : begin;
             set(to, begin, 0.0f);
-            if (end > begin) take(to + begin, from + begin * sx + shift, end - begin, sx);
+            if (end > begin) take(to + begin, plane + row * p.pitch + begin * sx + shift, end - begin, sx);
             set(to + end, q.width - end, 0.0f);
           }
-  finish(op.y, y, {channels.first * op.stride_y * sx, channels.last * op.stride_y * sx});
+        }
+  }
+  finish(op.y, y, {channels.first * sy * sx, channels.last * sy * sx});
 }
 
 // A batch of ids is shared out by blocks of features, so that each row of the table is read by whole cache lines.

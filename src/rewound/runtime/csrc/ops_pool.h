@@ -232,7 +232,25 @@ REWOUND_INLINE void reduce_with(const ReduceOp& op, const Frame& frame, int64_t 
   finish(op.y, y, channels);
 }
 
+// Sums of whole planes: guards are zeros, so that each is one run.
+void reduce_planes(const ReduceOp& op, const Frame& frame, int64_t task) {
+  const Planes &p = op.x.planes, &q = op.y.planes;
+  const Part channels = part(q.channels, op.tasks, task);
+  const float* x = op.x.read(frame);
+  float* y = op.y.write(frame);
+  const float count = op.combine == Combine::kMean ? static_cast<float>(op.group * p.height * p.width) : 1.0f;
+  for (int64_t c = channels.first; c < channels.last; ++c)
+    for (int64_t i = 0; i < p.images; ++i) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < op.group; ++k)
+        sum += static_cast<double>(plane_sum(op.x, x + (c * op.group + k) * p.stride + i * p.plane));
+      y[c * q.stride + i * q.plane + q.lead] = static_cast<float>(sum) / count;
+    }
+  finish(op.y, y, channels);
+}
+
 void reduce(const ReduceOp& op, const Frame& frame, int64_t task) {
+  if (op.over_height && op.over_width && op.combine <= Combine::kSum) return reduce_planes(op, frame, task);
   switch (op.combine) {
     case Combine::kMean:
     case Combine::kSum: return reduce_with(op, frame, task, Sum{});

@@ -193,11 +193,14 @@ void upsample(const UpsampleOp& op, const Frame& frame, int64_t task) {
           continue;
         }
         const float* below = plane + op.row1[v] * p.pitch;
-        const float down = op.row_weight[v], stay = 1.0f - down;
+        float* line = frame.scratch;
+        const V down = splat(op.row_weight[v]), stay = splat(1.0f - op.row_weight[v]);
+        each_vector(p.width, [&](int64_t k, auto part) {
+          part.store(line + k, stay * part.load(above + k) + down * part.load(below + k));
+        });
         for (int64_t u = 0; u < q.width; ++u) {
-          const int64_t left = op.column0[u], right = op.column1[u];
-          const float over = op.column_weight[u], here = 1.0f - over;
-          to[u] = stay * (here * above[left] + over * above[right]) + down * (here * below[left] + over * below[right]);
+          const float over = op.column_weight[u];
+          to[u] = (1.0f - over) * line[op.column0[u]] + over * line[op.column1[u]];
         }
       }
   finish(op.y, y, channels);

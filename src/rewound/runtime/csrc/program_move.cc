@@ -23,7 +23,7 @@ void Program::phases(int64_t x, int64_t y, const int64_t (&stride)[2], const int
               .left = padding[1]};
   for (int i = 0; i < 2; ++i) {
     require(stride[i] >= 1 && stride[i] <= kMostStep, "stride is " + std::to_string(stride[i]));
-    require(std::abs(padding[i]) <= kMostStep, "padding is " + std::to_string(padding[i]));
+    require(padding[i] >= -kMostStep && padding[i] <= kMostStep, "padding is " + std::to_string(padding[i]));
   }
   const Planes &p = op.x.planes, &q = op.y.planes;
   require_shape(q, times(p.channels, stride[0] * stride[1]), p.images, q.height, q.width, "y");
@@ -172,7 +172,8 @@ void Program::upsample(int64_t x, int64_t y, bool bilinear, bool align_corners, 
   op.column1 = indices(columns.second);
   op.row_weight = keep(rows.weight.data(), q.height);
   op.column_weight = keep(columns.weight.data(), q.width);
-  add("upsample", name, op, kernels_.upsample, times(bilinear ? 4 : 1, times(q.channels, q.pixels())));
+  op.scratch = bilinear ? p.width : 0;
+  add("upsample", name, op, kernels_.upsample, times(bilinear ? 4 : 1, times(q.channels, q.pixels())), op.scratch);
 }
 
 }  // namespace rewound
