@@ -11,10 +11,10 @@ namespace rewound {
 
 namespace {
 
-constexpr int64_t kReach = 1024 - 64;      // floats that a masked vector may read beyond a value: Program::kSlack less a vector
+constexpr int64_t kReach = 16384 - 64;     // floats that a masked vector may read beyond a value: Program::kSlack less a vector
 constexpr int64_t kCache = 24 * 1024;      // bytes of x that a block keeps in the first-level cache
 constexpr double kTaps = 12.0;             // of a row in a block: fewer do not pay for loading and storing the sums
-constexpr int64_t kPanel = 1024;           // rows of a matrix-vector task: columns as long as that stream well
+constexpr double kSum = 256.0;             // products in one sum, for the sake of its rounding error
 
 template <class T>
 T* allocate(std::vector<std::shared_ptr<void>>& memory, int64_t& bytes, int64_t count) {
@@ -161,7 +161,8 @@ Schedule choose(const ConvSpec& s, const Weight& w, Schedule asked, int lanes, i
       channels = std::max(channels, static_cast<int64_t>(kTaps / std::max(taps, 1e-6)));
     }
     const int64_t all = w.row / window;
-    channels = std::min(channels, all);
+    const double most = kSum / (density(w) * static_cast<double>(window) + 1e-9);
+    channels = std::clamp<int64_t>(std::min(channels, static_cast<int64_t>(most)), 1, all);
     const int64_t blocks = (all + channels - 1) / channels;
     best.block = (all + blocks - 1) / blocks * window;
   }
@@ -290,8 +291,7 @@ Matvec pack_matvec(const Weight& w, const float* bias, Activation activation) {
   op.out = w.out;
   op.activation = activation;
   const bool dense = w.starts == nullptr || columns_pay(w);
-  const bool large = (dense ? w.out * w.row : w.starts[w.out]) > 50000;
-  op.panel = std::min<int64_t>(w.out, large ? kPanel : 65536);  // rows of a panel are counted in 16 bits
+  op.panel = std::min<int64_t>(w.out, kPanel);
   op.tasks = (w.out + op.panel - 1) / op.panel;
   float* biases = allocate<float>(made.memory, made.bytes, w.out);
   if (bias != nullptr) std::copy_n(bias, w.out, biases);

@@ -70,6 +70,9 @@ struct Conv {
 // alike (images, pitch, plane), strides are multiples of 16, and no tap of a pixel leaves the memory of x.
 Conv pack(const ConvSpec& spec, const Weight& weight, const float* bias, Schedule schedule, int lanes);
 
+constexpr int64_t kPanel = 1024;   // rows of a matrix-vector task: columns as long as that stream well
+constexpr int64_t kColumns = 256;  // that are summed before they join the rest
+
 // One vector times a fixed matrix, by columns: entries of x that are zero cost nothing.
 struct MatvecOp {
   int64_t in = 0, out = 0;

@@ -56,23 +56,21 @@ REWOUND_INLINE void conv_rows(const ConvOp& op, const float* x, float* y, const 
       const int64_t start = starts[row_block], count = starts[row_block + 1] - start;
       if (count == 0 && !first && !last) continue;
       const int32_t* channel = op.row_of + row_block * R;
-      V acc[R][P];
-      for (int r = 0; r < R; ++r) {
-        if (first) {
-          const V bias = splat(op.bias[row_block * R + r]);
-          for (int p = 0; p < P; ++p) acc[r][p] = bias;
-          if (residual != nullptr && channel[r] >= 0)
-            for (int p = 0; p < P; ++p) acc[r][p] += load(residual + channel[r] * op.y_stride + at + p * kLanes);
-        } else if (channel[r] >= 0) {
-          for (int p = 0; p < P; ++p) acc[r][p] = load(y + channel[r] * op.y_stride + at + p * kLanes);
-        } else {
-          for (int p = 0; p < P; ++p) acc[r][p] = V{};
-        }
-      }
+      // A block's products are summed from zero and added at the end: one long sum that starts at a large bias or residual
+      // would round each small product to its size.
+      V acc[R][P] = {};
       accumulate<R, P>(op.entries + start * 4 * (1 + R), count, from, acc);
       for (int r = 0; r < R; ++r) {
         if (channel[r] < 0) continue;
         float* to = y + channel[r] * op.y_stride + at;
+        if (first) {
+          const V bias = splat(op.bias[row_block * R + r]);
+          for (int p = 0; p < P; ++p) acc[r][p] += bias;
+          if (residual != nullptr)
+            for (int p = 0; p < P; ++p) acc[r][p] += load(residual + channel[r] * op.y_stride + at + p * kLanes);
+        } else {
+          for (int p = 0; p < P; ++p) acc[r][p] += load(to + p * kLanes);
+        }
         if (last && op.activation.kind != Act::kNone) {
           if (clamp) {
             for (int p = 0; p < P; ++p) acc[r][p] = at_most(at_least(acc[r][p], low), high);
@@ -154,54 +152,65 @@ void conv(const ConvOp& op, const float* x, float* y, const float* residual, int
   if (tiles.first == 0) conv_guards(op, y, rows);
 }
 
+// y += the columns [first, last) of a panel times x, by their nonzeros.
+REWOUND_INLINE void add_columns(const MatvecOp& op, const int64_t* starts, const float* x, Part columns, float* y) {
+  const uint16_t* row = op.rows;
+  const float* w = op.values;
+  for (int64_t j = columns.first; j < columns.last; ++j) {
+    const float value = x[j];
+    if (value == 0.0f && op.skip) continue;
+    int64_t k = starts[j];
+    const int64_t end = starts[j + 1];
+    for (; k + 4 <= end; k += 4) {  // rows of a column differ: four at a time do not meet
+      const float a = y[row[k]] + w[k] * value, b = y[row[k + 1]] + w[k + 1] * value;
+      const float c = y[row[k + 2]] + w[k + 2] * value, d = y[row[k + 3]] + w[k + 3] * value;
+      y[row[k]] = a;
+      y[row[k + 1]] = b;
+      y[row[k + 2]] = c;
+      y[row[k + 3]] = d;
+    }
+    for (; k < end; ++k) y[row[k]] += w[k] * value;
+  }
+}
+
+// The same for whole columns of `width` floats, four at a time.
+REWOUND_INLINE void add_whole_columns(const MatvecOp& op, const float* w, int64_t width, const float* x, Part columns,
+                                      int64_t rows, float* y) {
+  const float* from[4];
+  float value[4];
+  int found = 0;
+  for (int64_t j = columns.first; j < columns.last || found != 0; ++j) {
+    if (j < columns.last) {
+      if (x[j] == 0.0f && op.skip) continue;
+      from[found] = w + j * width;
+      value[found++] = x[j];
+    } else {
+      for (; found < 4; ++found) from[found] = from[0], value[found] = 0.0f;
+    }
+    if (found < 4) continue;
+    const V v0 = splat(value[0]), v1 = splat(value[1]), v2 = splat(value[2]), v3 = splat(value[3]);
+    each_vector(rows, [&](int64_t i, auto at) {
+      at.store(y + i, at.load(y + i) + ((v0 * at.load(from[0] + i) + v1 * at.load(from[1] + i)) +
+                                        (v2 * at.load(from[2] + i) + v3 * at.load(from[3] + i))));
+    });
+    found = 0;
+  }
+}
+
 void matvec(const MatvecOp& op, const float* x, float* y, const float* residual, int64_t task) {
   const int64_t first = task * op.panel, rows = op.out - first < op.panel ? op.out - first : op.panel;
+  const int64_t width = (op.panel + 15) / 16 * 16;
   float* to = y + first;
+  float sums[kPanel];
   for (int64_t i = 0; i < rows; ++i) to[i] = op.bias[first + i] + (residual != nullptr ? residual[first + i] : 0.0f);
-  if (op.starts != nullptr) {
-    const int64_t* starts = op.starts + task * op.in;
-    for (int64_t j = 0; j < op.in; ++j) {
-      const float value = x[j];
-      if (value == 0.0f && op.skip) continue;
-      int64_t k = starts[j];
-      const int64_t end = starts[j + 1];
-      const uint16_t* row = op.rows;
-      const float* w = op.values;
-      for (; k + 4 <= end; k += 4) {  // rows of a column differ: four at a time do not meet
-        const float a = to[row[k]] + w[k] * value, b = to[row[k + 1]] + w[k + 1] * value;
-        const float c = to[row[k + 2]] + w[k + 2] * value, d = to[row[k + 3]] + w[k + 3] * value;
-        to[row[k]] = a;
-        to[row[k + 1]] = b;
-        to[row[k + 2]] = c;
-        to[row[k + 3]] = d;
-      }
-      for (; k < end; ++k) to[row[k]] += w[k] * value;
-    }
-  } else {
-    const int64_t width = (op.panel + 15) / 16 * 16;
-    const float* w = op.values + task * op.in * width;
-    int64_t column[4];
-    float value[4];
-    int found = 0;
-    const auto flush = [&] {
-      for (; found != 0 && found < 4; ++found) column[found] = column[0], value[found] = 0.0f;
-      if (found == 0) return;
-      const float *w0 = w + column[0] * width, *w1 = w + column[1] * width, *w2 = w + column[2] * width,
-                  *w3 = w + column[3] * width;
-      const V v0 = splat(value[0]), v1 = splat(value[1]), v2 = splat(value[2]), v3 = splat(value[3]);
-      each_vector(rows, [&](int64_t i, auto at) {
-        at.store(to + i, at.load(to + i) + v0 * at.load(w0 + i) + v1 * at.load(w1 + i) + v2 * at.load(w2 + i) +
-                             v3 * at.load(w3 + i));
-      });
-      found = 0;
-    };
-    for (int64_t j = 0; j < op.in; ++j) {
-      if (x[j] == 0.0f && op.skip) continue;
-      column[found] = j;
-      value[found] = x[j];
-      if (++found == 4) flush();
-    }
-    flush();
+  for (int64_t j = 0; j < op.in; j += kColumns) {  // long sums in two levels: their rounding errors grow more slowly
+    const Part columns = {j, j + kColumns < op.in ? j + kColumns : op.in};
+    for (int64_t i = 0; i < rows; ++i) sums[i] = 0.0f;
+    if (op.starts != nullptr)
+      add_columns(op, op.starts + task * op.in, x, columns, sums);
+    else
+      add_whole_columns(op, op.values + task * op.in * width, width, x, columns, rows, sums);
+    for (int64_t i = 0; i < rows; ++i) to[i] += sums[i];
   }
   if (op.activation.kind != Act::kNone) activate(op.activation, to, rows);
 }
