@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewound.runtime import _native
-from rewound.runtime.graph import Graph, Node, Value
+from rewound.runtime.graph import Graph, Node, Value, rounded
 from rewound.runtime.planning import tune
 from rewound.runtime.planning.emit import plan
 from rewound.runtime.planning.geometry import Geometries, steps_of
-from rewound.runtime.planning.groups import Groups
+from rewound.runtime.planning.groups import Groups, zones_of
 from rewound.runtime.planning.layout import Form, View, array_of_user, atoms_of, laid_out
 from rewound.runtime.planning.liveness import Life, offsets
 from rewound.runtime.planning.segments import segments
@@ -248,12 +249,42 @@ def test_torch_nodes_cut_a_graph_into_as_few_parts_as_can_be() -> None:
 
 
 @pytest.mark.parametrize("vectors", [True, False])
-@given(st.integers(1, 600), st.integers(1, 8))
-def test_groups_hold_every_image_once(vectors: bool, images: int, threads: int) -> None:
-    cut = list(Groups(vectors, 4).of(images, threads))
+@given(st.integers(1, 600))
+def test_groups_hold_every_image_once(vectors: bool, images: int) -> None:
+    cut = list(Groups(vectors, 4).of(images))
     assert sum(size * count - padding for size, count, padding in cut) == images
     assert all(padding < size for size, _, padding in cut)
     assert not any(padding for _, _, padding in cut[:-1])
+
+
+def test_a_network_ends_in_groups_where_its_planes_are_small() -> None:
+    nodes = [
+        conv("x", "a", "w"),
+        conv("a", "b", "v", stride=2),
+        conv("b", "c", "v", stride=2),
+        Node("reduce", ("c",), "d", {}, {"kind": "mean", "axes": [2, 3], "keepdim": False}),
+        Node("linear", ("d",), "y", {"weight": "u"}),
+    ]
+    shapes = {"x": (3, 16, 16), "a": (4, 16, 16), "b": (4, 8, 8), "c": (4, 4, 4), "d": (4,), "y": (2,)}
+    network = graph(shapes, nodes, {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (2, 4)})
+    first, second = zones_of(network)
+    assert [node.output for node in first.graph.nodes] == ["a", "b"] and first.groups == Groups(False, 1)
+    assert [node.output for node in second.graph.nodes] == ["c", "d", "y"] and second.groups == Groups(
+        False, 16
+    )
+    assert first.graph.outputs == ("b",) == second.graph.inputs
+
+
+def test_a_thin_layer_before_a_stride_is_computed_on_phase_planes() -> None:
+    nodes = [conv("x", "a", "thin", padding=0), conv("a", "b", "deep", stride=2)]
+    shapes = {"x": (2, 8, 8), "a": (12, 8, 8), "b": (12, 4, 4)}
+    network = graph(shapes, nodes, {"thin": (12, 2, 1, 1), "deep": (12, 12, 3, 3)})
+    rare = np.zeros((12, 2, 1, 1), np.float32)
+    rare[::3, 1] = 2.0
+    network = rounded(replace(network, weights={**network.weights, "thin": rare}))
+    program = recorded(network)
+    assert [name for name, _, _ in program.calls] == ["phases", "conv", "conv", "copy"]
+    assert program.values[program.of("phases")[0][0][1]][2] == 8  # 2 x 2 places of 2 channels, not of 12
 
 
 def test_geometries_follow_the_number_of_images() -> None:

@@ -86,7 +86,7 @@ class Engine:
                     key = tuple(node.output for node in segment.graph.nodes)
                     if key not in ready:
                         ready[key] = Native(segment.graph, self._native, self.autotune)
-                        ready[key].prepare(self.batch or 1, self.threads)
+                        ready[key].prepare(self.batch or 1)
                     parts.append(ready[key])
                 return parts
             except Unplanned as error:
@@ -270,10 +270,12 @@ class _Short:
         images = len(x)
         found = self.ready.get(images)
         if found is None:
-            chunks = list(self.part.chunks(images, self.threads))
-            if len(chunks) != 1 or chunks[0].padding or len(self.part.plan(chunks[0].size).inputs) != 1:
+            if images == 0 or len(self.part.stages(images)) > 1:
                 return None
-            found = self.ready[images] = (self.part.plan(chunks[0].size).program, chunks[0].groups)
+            chunks = self.part.planned(images)
+            if len(chunks) != 1 or chunks[0][0].padding or len(chunks[0][1].inputs) != 1:
+                return None
+            found = self.ready[images] = (chunks[0][1].program, chunks[0][0].groups)
         y = np.empty((images, *self.made), np.float32)
         found[0].run((x,), (y,), found[1], self.threads)
         return sys.modules["torch"].from_numpy(y) if tensor else y

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from rewound.runtime import fallback, reference
 from rewound.runtime.graph import Graph
 from rewound.runtime.planning.emit import Plan, Schedules, plan
-from rewound.runtime.planning.groups import Groups, groups_of
+from rewound.runtime.planning.groups import Groups, Zone, zones_of
 from rewound.runtime.planning.lower import Unplanned
 from rewound.runtime.weights import dense
 
 Array = NDArray[Any]
+_ZONES_PAY = 4  # images from which on a network is computed by zones
+_AT_ONCE = 16  # images that go through all zones together
 
 
 class Part(Protocol):
@@ -38,16 +40,34 @@ class Chunk(NamedTuple):
 class Native:
     """Nodes that are native operators. Programs are made for the group sizes that batches ask for, and kept."""
 
-    def __init__(self, graph: Graph, native: Any, autotune: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, native: Any, autotune: bool = False, groups: Groups | None = None
+    ) -> None:
         self.graph, self.native, self.autotune = graph, native, autotune
-        self.groups: Groups = groups_of(graph)
+        zones = [Zone(graph, groups)] if groups is not None else zones_of(graph)
+        self.groups = zones[0].groups if len(zones) == 1 else Groups(False, 1)
         self.plans: dict[int, Plan] = {}
+        self._zones = [] if len(zones) == 1 else [Native(z.graph, native, autotune, z.groups) for z in zones]
         self._lock = threading.Lock()
 
-    def prepare(self, images: int, threads: int) -> None:
+    def stages(self, images: int) -> list[Native]:
+        """Return what computes a batch one after the other: all at once, or zones with groups of their own."""
+        return self._zones if self._zones and images >= _ZONES_PAY else [self]
+
+    def prepare(self, images: int) -> None:
         """Pack what a batch needs. ``Unplanned``: a node that native operators cannot do."""
-        for chunk in self.chunks(images, threads):
-            self.plan(chunk.size)
+        for stage in self.stages(images):
+            stage.planned(min(images, _AT_ONCE) if stage is not self else images)
+
+    def planned(self, images: int) -> list[tuple[Chunk, Plan]]:
+        """Return the chunks of a batch and the program of each."""
+        try:
+            return [(chunk, self.plan(chunk.size)) for chunk in self._chunks(images)]
+        except Unplanned:
+            if self.groups.most == 1 and not self.groups.vectors:
+                raise
+            self.groups = Groups(False, 1)  # perhaps the group was too large
+            return [(chunk, self.plan(chunk.size)) for chunk in self._chunks(images)]
 
     def plan(self, size: int) -> Plan:
         """Return the program for groups of ``size`` images."""
@@ -56,10 +76,14 @@ class Native:
             with self._lock:
                 found = self.plans.get(size)
                 if found is None:
-                    found = self.plans[size] = self._planned(size)
+                    found = self.plans[size] = self._packed(size)
         return found
 
-    def _planned(self, size: int) -> Plan:
+    def programs(self) -> list[Plan]:
+        """Return all programs that there are."""
+        return [*self.plans.values(), *(plan for zone in self._zones for plan in zone.programs())]
+
+    def _packed(self, size: int) -> Plan:
         schedules: Schedules = {}
         if self.autotune:
             from rewound.runtime.planning.tune import tuned
@@ -67,18 +91,37 @@ class Native:
             schedules = tuned(self.graph, size, self.native)
         return plan(self.graph, size, self.native, schedules)
 
-    def chunks(self, images: int, threads: int) -> Iterator[Chunk]:
+    def _chunks(self, images: int) -> Iterator[Chunk]:
         start = 0
-        for size, count, padding in self.groups.of(images, threads):
+        for size, count, padding in self.groups.of(images):
             yield Chunk(start, size, count, padding)
             start += size * count - padding
 
     def run(self, known: dict[str, Array], images: int, threads: int) -> None:
+        stages = self.stages(images)
+        if stages == [self]:
+            self._run(known, images, threads)
+            return
+        # not the whole batch through the first zone: what zones hand over stays in a cache
         graph = self.graph
         for name in graph.outputs:
-            known[name] = np.empty((images, *(n or 0 for n in graph.values[name].shape[1:])), np.float32)
-        for chunk in self.chunks(images, threads):
-            made = self.plan(chunk.size)
+            known[name] = self._result(name, images)
+        for start in range(0, images, _AT_ONCE):
+            some = min(_AT_ONCE, images - start)
+            inside = {name: known[name][start : start + some] for name in graph.inputs}
+            for stage in stages:
+                stage._run(inside, some, threads)
+            for name in graph.outputs:
+                known[name][start : start + some] = inside[name]
+
+    def _result(self, name: str, images: int) -> Array:
+        return np.empty((images, *(n or 0 for n in self.graph.values[name].shape[1:])), np.float32)
+
+    def _run(self, known: dict[str, Array], images: int, threads: int) -> None:
+        graph = self.graph
+        for name in graph.outputs:
+            known[name] = self._result(name, images)
+        for chunk, made in self.planned(images):
             inside = slice(chunk.start, chunk.start + chunk.size * chunk.groups - chunk.padding)
             given = [known[name][inside].astype(dtype, copy=False) for name, dtype in made.inputs]
             results = [known[name][inside] for name in graph.outputs]

@@ -120,10 +120,13 @@ def report(engine: Engine, given: Mapping[str, Array] | None, seconds: float) ->
         known = dict(given)
         for part in engine.parts:
             if isinstance(part, Native):
-                _native(part, known, images, engine.threads, tallies, calls)
-                weight_bytes += sum(p.program.weight_bytes for p in part.plans.values())
-                arena_bytes = max(arena_bytes, *(p.program.arena_bytes for p in part.plans.values()))
-                kernels = next(iter(part.plans.values())).program.instruction_set
+                for stage in part.stages(images):
+                    _native(stage, known, images, engine.threads, tallies, calls)
+                    stage.run(known, images, engine.threads)
+                programs = [each.program for each in part.programs()]
+                weight_bytes += sum(program.weight_bytes for program in programs)
+                arena_bytes = max(arena_bytes, *(program.arena_bytes for program in programs))
+                kernels = programs[0].instruction_set
             elif isinstance(part, Alone):
                 node = part.node
                 tally = tallies[node.output]
@@ -133,7 +136,7 @@ def report(engine: Engine, given: Mapping[str, Array] | None, seconds: float) ->
                 tally.seconds = _timed(lambda part=part: part.run(dict(known), images, engine.threads), 0.05)[
                     0
                 ]
-            part.run(known, images, engine.threads)
+                part.run(known, images, engine.threads)
     layers = tuple(_layer(graph, node, tallies[node.output]) for node in graph.nodes)
     return Report(layers, 1e3 * total, images, engine.threads, kernels, weight_bytes, arena_bytes, why)
 
@@ -164,8 +167,7 @@ def _timed(call: Any, seconds: float) -> tuple[float, int]:
 def _native(
     part: Native, known: dict[str, Array], images: int, threads: int, tallies: dict[str, _Tally], calls: int
 ) -> None:
-    for chunk in part.chunks(images, threads):
-        made = part.plan(chunk.size)
+    for chunk, made in part.planned(images):
         given = [
             np.resize(known[name], (chunk.size, *known[name].shape[1:])).astype(dtype, copy=False)
             for name, dtype in made.inputs

@@ -59,6 +59,7 @@ class Lowering:
         self.inputs: dict[tuple[str, str], int] = {}
         self.node = -1
         self._arranged: dict[tuple[str, Form, bool], View] = {}
+        self.phased: dict[str, Span] = {}  # values that are there as phase planes alone
         self._split: dict[tuple[int, int, int, int, int], Span] = {}
         readers: dict[str, list[Node]] = {}
         for node in graph.nodes:
@@ -191,6 +192,11 @@ class Lowering:
                 self.step("phases", (span,), whole(made), stride=stride, padding=padding)
             self._split[key] = whole(made)
         return self._split[key]
+
+    def split(self, name: str, channels: int, size: tuple[int, int]) -> Span:
+        """Return where the phase planes of a value go that nobody wants otherwise."""
+        self.phased[name] = whole(Buffer(channels, *size, wide=size == (1, 1)))
+        return self.phased[name]
 
     def weight(self, node: Node, role: str) -> np.ndarray | None:
         """Return a small weight (a bias, a scale) as an array."""

@@ -199,7 +199,12 @@ def _reduce(lower: Lowering, node: Node) -> None:
     x = lower.arranged(node.inputs[0], form)
     narrow = tuple(1 if i in axes else n for i, n in enumerate(shape))
     y = _reduced(lower, narrow, form)
-    if a["kind"] == "mean" and not inner and (y.buffer.height, y.buffer.width) == (1, 1) and not x.buffer.vector:
+    if (
+        a["kind"] == "mean"
+        and not inner
+        and (y.buffer.height, y.buffer.width) == (1, 1)
+        and not x.buffer.vector
+    ):
         lower.step("adaptive_pool", [x], y, kind="mean")  # whole planes: quicker
     else:
         lower.step("reduce", [x], y, kind=a["kind"])
