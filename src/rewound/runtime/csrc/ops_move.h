@@ -39,6 +39,7 @@ void copy(const CopyOp& op, const Frame& frame, int64_t task) {
   const int last = op.axes - 1;  // at least 2 axes
   // Outer axes but the first, which the tasks share out, count like an odometer; two inner axes are done at once.
   const Part first = part(op.sizes[0], op.tasks, task);
+  if (first.first == first.last) return;  // more tasks than there are indices
   int64_t sizes[CopyOp::kAxes];
   for (int i = 0; i < op.axes; ++i) sizes[i] = op.sizes[i];
   source += first.first * op.from[0];
@@ -47,7 +48,7 @@ void copy(const CopyOp& op, const Frame& frame, int64_t task) {
   const int64_t rows = sizes[last - 1], columns = sizes[last];
   const int64_t rows_from = op.from[last - 1], rows_to = op.to[last - 1];
   const int64_t from = op.from[last], to = op.to[last];
-  if (rows == 0) return;
+  if (first.first == first.last) return;  // more tasks than the first axis has places
   int64_t at[CopyOp::kAxes] = {};
   for (;;) {
     if (to == 1 && from == 1) {
