@@ -52,6 +52,27 @@ def test_copy_permutes_slices_and_repeats(isa: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
+def test_copy_of_more_tasks_than_the_first_axis_has(isa: str) -> None:
+    source = random(np.random.default_rng(25), 5, 3, 60, 70)
+    for order in ((0, 1, 2, 3), (1, 0, 2, 3), (3, 0, 2, 1), (1, 3, 2, 0)):
+        moved = source.transpose(order)
+        cut = moved[:, :, ::2, ::2]
+        for taken in (moved, cut):
+            expected = np.ascontiguousarray(taken)
+            n, room = expected.size, 4096
+            program = _native.Program(0, [("float32", source.size)], [("float32", n)])
+            x = program.input(0, 0, 1, 1, 1, source.size, source.size, source.size, source.size)
+            y = program.output(0, 0, 1, 1, 1, n, n, n, n)
+            program.copy(
+                x, y, taken.shape, [s // 4 for s in taken.strides], [s // 4 for s in expected.strides]
+            )
+            around = np.full(n + 2 * room, 7.5, np.float32)
+            program.run([source], [around[room : room + n]], threads=3)
+            np.testing.assert_array_equal(around[room : room + n].reshape(expected.shape), expected)
+            assert (around[:room] == 7.5).all()
+            assert (around[room + n :] == 7.5).all()
+
+
 def test_phases(isa: str) -> None:
     rng = np.random.default_rng(6)
     for (c, i, h, w), stride, pad in [
