@@ -287,6 +287,10 @@ def one(weight, shape, **given):
     p.conv(x, y, weight, shape, **given)
 
 
+def survivors(starts, places):
+    return np.array(starts), np.array(places, np.int32), np.ones(len(places), np.float32)
+
+
 GOOD = np.ones((3, 2, 3, 3), np.float32)
 
 
@@ -306,9 +310,9 @@ def test_the_refusals_below_are_of_what_would_work():
         (GOOD, (3, 2, 3, 3), {"padding": (1, 1), "schedule": (3, 1, 1)}, "no kernel of 3 rows"),
         (GOOD, (3, 2, 3, 3), {"padding": (1, 1), "schedule": (6, 9, 1)}, "no kernel of 6 rows by 9"),
         (GOOD, (3, 2, 3, 3), {"padding": (1, 1), "bias": np.ones(2, np.float32)}, "a bias of 2"),
-        ((np.array([0, 1, 1, 1]), np.array([18], np.int32), np.ones(1, np.float32)), (3, 2, 3, 3), {"padding": (1, 1)}, "ascending"),
-        ((np.array([0, 2, 2, 2]), np.array([1, 1], np.int32), np.ones(2, np.float32)), (3, 2, 3, 3), {"padding": (1, 1)}, "ascending"),
-        ((np.array([0, 2, 1, 2]), np.array([1, 2], np.int32), np.ones(2, np.float32)), (3, 2, 3, 3), {"padding": (1, 1)}, "ends before"),
+        (survivors([0, 1, 1, 1], [18]), (3, 2, 3, 3), {"padding": (1, 1)}, "ascending"),
+        (survivors([0, 2, 2, 2], [1, 1]), (3, 2, 3, 3), {"padding": (1, 1)}, "ascending"),
+        (survivors([0, 2, 1, 2], [1, 2]), (3, 2, 3, 3), {"padding": (1, 1)}, "ends before"),
     ],
 )  # fmt: skip
 def test_what_would_read_elsewhere_is_refused(weight, shape, given, said):
