@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
+# processes that share the tests; each runs on one thread and takes up to 2 GB
+WORKERS ?= 2
 
 .PHONY: demo test check lint types imports clean
 
@@ -9,7 +11,7 @@ demo: .venv/tasks          ## install, then train, prune and rewind on real digi
 	$(BIN)/rewound run
 
 test: .venv/dev            ## install, then run all tests (examples and the README's code among them)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint types imports test   ## everything that CI runs
 
