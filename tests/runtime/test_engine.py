@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rewound import runtime
 from rewound.runtime import _native
 from rewound.runtime.graph import Graph
-from rewound.runtime.parts import Alone
+from rewound.runtime.parts import Alone, Native
 
 
 @pytest.fixture(params=_native.instruction_sets())
@@ -296,3 +296,24 @@ def test_everything_that_is_known_runs_natively() -> None:
         engine = runtime.compile(graph_of(name))
         outside = [part.node.attributes.get("target") for part in engine.parts if isinstance(part, Alone)]
         assert outside == []
+
+
+def test_a_network_that_ends_in_groups_is_as_exact() -> None:
+    torch.manual_seed(0)
+    layers = [
+        block(3, 64),
+        nn.MaxPool2d(4),
+        Residual(64, 64, 1),
+        nn.Flatten(),
+        nn.Linear(256, 250),
+        nn.ReLU(),
+    ]
+    model = nn.Sequential(*layers, nn.Linear(250, 3)).eval()
+    engines = [runtime.compile(model, torch.zeros(1, 3, 8, 8), threads=n) for n in (1, 2)]
+    (part,) = engines[0].parts
+    assert isinstance(part, Native) and len(part.stages(16)) == 2 and len(part.stages(1)) == 1
+    for batch in (1, 5, 37):
+        given = torch.randn(batch, 3, 8, 8)
+        assert_exact(engines[0], model, (given,))
+        assert torch.equal(engines[0](given), engines[1](given))
+    assert "linear" in str(engines[0].report(torch.randn(20, 3, 8, 8), seconds=0.0))

@@ -260,18 +260,17 @@ def test_groups_hold_every_image_once(vectors: bool, images: int) -> None:
 def test_a_network_ends_in_groups_where_its_planes_are_small() -> None:
     nodes = [
         conv("x", "a", "w"),
-        conv("a", "b", "v", stride=2),
-        conv("b", "c", "v", stride=2),
+        Node("adaptive_pool", ("a",), "b", {}, {"kind": "max", "size": [2, 2]}),
+        conv("b", "c", "v"),
         Node("reduce", ("c",), "d", {}, {"kind": "mean", "axes": [2, 3], "keepdim": False}),
         Node("linear", ("d",), "y", {"weight": "u"}),
     ]
-    shapes = {"x": (3, 16, 16), "a": (4, 16, 16), "b": (4, 8, 8), "c": (4, 4, 4), "d": (4,), "y": (2,)}
-    network = graph(shapes, nodes, {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3), "u": (2, 4)})
+    shapes = {"x": (3, 16, 16), "a": (90, 16, 16), "b": (90, 2, 2), "c": (90, 2, 2), "d": (90,), "y": (2,)}
+    network = graph(shapes, nodes, {"w": (90, 3, 3, 3), "v": (90, 90, 3, 3), "u": (2, 90)})
     first, second = zones_of(network)
     assert [node.output for node in first.graph.nodes] == ["a", "b"] and first.groups == Groups(False, 1)
-    assert [node.output for node in second.graph.nodes] == ["c", "d", "y"] and second.groups == Groups(
-        False, 16
-    )
+    assert [node.output for node in second.graph.nodes] == ["c", "d", "y"]
+    assert second.groups == Groups(False, 16)
     assert first.graph.outputs == ("b",) == second.graph.inputs
 
 

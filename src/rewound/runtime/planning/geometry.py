@@ -56,7 +56,7 @@ class Geometries:
                 self._class(x).reaches.append((x, step.reach))
         for each in {id(c): c for c in self._classes.values()}.values():
             each.pitch = _pitch(each)
-            each.lead = _lead(each)
+            each.lead = _lead(each) if images > 1 else _up(_lead(each))  # one image: rows begin on a line
 
     def __getitem__(self, buffer: Buffer) -> Geometry:
         images = self.images if buffer.images else 1
@@ -107,7 +107,7 @@ def _lead(c: _Class) -> int:
         before = -reach.top * c.pitch - reach.left
         last = (reach.height - 1 + reach.bottom) * c.pitch + reach.width - 1 + reach.right
         lead = max(lead, before, last + 1 - height * c.pitch)
-    return _up(lead)
+    return lead
 
 
 # -- where elements stand -------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from rewound.runtime.graph import Graph, Node
 from rewound.runtime.planning.lower import Lowering
+from rewound.runtime.weights import Sparse
 
 _LADDER = (16, 32, 64, 128)  # images of vectors: whole registers of pixels
-_SEVERAL = ((16, 16), (49, 4))  # planes of up to so many pixels: images in a group
+_SMALL, _SEVERAL = 16, 16  # pixels of a small plane, and how many of these stand in a group
+_WORTH = 50_000  # weights that several images must share for a zone of their own
 
 
 class Groups(NamedTuple):
@@ -70,12 +72,12 @@ def zones_of(graph: Graph) -> list[Zone]:
             continue
         name = graph.nodes[step.node].output
         buffers = [span.buffer for span in (*step.reads, step.write) if not span.buffer.raw]
-        pixels[name] = max(pixels.get(name, 1), step.write.buffer.height * step.write.buffer.width)
+        pixels[name] = max(pixels.get(name, 1), *(buffer.height * buffer.width for buffer in buffers))
         plain[name] = plain.get(name, True) and all(buffer.vector for buffer in buffers)
     zone: dict[str, int] = {}
     follow: dict[str, int] = {}
     for node in reversed(graph.nodes):  # what a node wants, and all that comes of it
-        own = _several(pixels[node.output]) if node.output in pixels else _SEVERAL[0][1]
+        own = _SEVERAL if pixels.get(node.output, 1) <= _SMALL else 1
         zone[node.output] = min(own, follow.get(node.output, own))
         for name in node.inputs:
             follow[name] = min(follow.get(name, zone[node.output]), zone[node.output])
@@ -91,11 +93,14 @@ def zones_of(graph: Graph) -> list[Zone]:
     if len(found) <= 1:
         vectors = all(plain.values()) and bool(plain)
         return [Zone(graph, Groups(vectors, found[0][1].most if found else 1))]
+    if sum(_entries(graph, node) for node in found[-1][0]) < _WORTH:
+        return [Zone(graph, Groups(False, 1))]
     return [Zone(_part(graph, nodes, i == 0), groups) for i, (nodes, groups) in enumerate(found)]
 
 
-def _several(pixels: int) -> int:
-    return next((images for most, images in _SEVERAL if pixels <= most), 1)
+def _entries(graph: Graph, node: Node) -> int:
+    weight = graph.weights[node.weights["weight"]] if "weight" in node.weights else None
+    return 0 if weight is None else len(weight.values) if isinstance(weight, Sparse) else weight.size
 
 
 def _part(graph: Graph, nodes: list[Node], first: bool) -> Graph:
