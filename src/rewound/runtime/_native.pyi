@@ -43,6 +43,9 @@ def instruction_sets() -> list[str]:
 def use_instruction_set(name: str) -> None:
     """Use other kernels for programs made from now on (for tests)."""
 
+def use_task_size(floats: int) -> None:
+    """Split operators added from now on into tasks of about so many floats; 16384 at first (for tests)."""
+
 def lanes() -> int:
     """Floats in a vector register of the kernels in use."""
 

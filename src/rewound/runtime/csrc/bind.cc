@@ -238,6 +238,7 @@ NB_MODULE(_native, m) {
   m.def("instruction_set", [] { return std::string(kernels().name); });
   m.def("instruction_sets", &available);
   m.def("use_instruction_set", &use, "name"_a);
+  m.def("use_task_size", &use_task_size, "floats"_a);
   m.def("lanes", [] { return kernels().lanes; });
   m.def("activations", &activations);
   m.attr("SLACK") = Program::kSlack;

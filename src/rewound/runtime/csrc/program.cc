@@ -36,9 +36,20 @@ Floats::Floats(int64_t count) {
 
 Floats::~Floats() { std::free(memory_); }
 
+namespace {
+
+std::atomic<int64_t> task_size{1 << 14};  // a microsecond or two
+
+}  // namespace
+
+void use_task_size(int64_t floats) {
+  require(floats >= 1, "a task of " + text(floats) + " floats");
+  task_size.store(floats);
+}
+
 int64_t parts(int64_t work) {
-  constexpr int64_t kWork = 1 << 14, kMost = 32;
-  return std::clamp<int64_t>(work / kWork, 1, kMost);
+  constexpr int64_t kMost = 32;
+  return std::clamp<int64_t>(work / task_size.load(), 1, kMost);
 }
 
 void require_shape(const Planes& p, int64_t channels, int64_t images, int64_t height, int64_t width, const char* role) {

@@ -165,8 +165,9 @@ class Program {
   std::atomic<bool> frozen_{false};
 };
 
-// How many parts an operator is split into that touches so many floats.
+// How many parts an operator is split into that touches so many floats; and how many floats a part has from now on (tests).
 int64_t parts(int64_t work);
+void use_task_size(int64_t floats);
 
 template <class Op>
 void Program::add(const char* kind, const std::string& name, Op op, void (*kernel)(const Op&, const Frame&, int64_t),
