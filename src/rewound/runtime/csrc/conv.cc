@@ -81,9 +81,9 @@ void check(const ConvSpec& s, const Weight& w) {
   const int64_t left = -first_x, right = s.out.width - 1 + last_x - (s.in.width - 1);
   require(left <= guard || (s.in.height == 1 && left <= s.in.lead), "a tap looks " + text(left) + " pixels to the left, the guard has " + text(guard));
   require(right <= guard || s.in.height == 1, "a tap looks " + text(right) + " pixels to the right, the guard has " + text(guard));
-  const int64_t above = times(-first_y, s.in.pitch) - first_x;  // floats before the first pixel
+  const int64_t above = scaled(s.in.pitch, -first_y) - first_x;  // floats before the first pixel
   require(above <= s.in.lead, "a tap looks " + text(above) + " floats before the plane, the guard has " + text(s.in.lead));
-  const int64_t end = plus(times(s.out.height - 1 + last_y, s.in.pitch), s.out.width - 1 + last_x);  // last position from the first pixel
+  const int64_t end = plus(scaled(s.in.pitch, s.out.height - 1 + last_y), s.out.width - 1 + last_x);  // last position from the first pixel
   const int64_t pixels = times(s.in.height - 1, s.in.pitch) + s.in.width - 1;
   if (end > pixels) {
     // what follows: the rest of this plane, then the next plane's lead

@@ -95,7 +95,7 @@ def _up(n: int) -> int:
 def _pitch(c: _Class) -> int:
     pitch = max(width for _, width in c.sizes)
     for (height, width), reach in c.reaches:
-        if height > 1:
+        if height > 1 or reach.height > 1:
             beyond = reach.width - 1 + reach.right - (width - 1)
             pitch = max(pitch, width + max(0, -reach.left, beyond))
     return pitch

@@ -17,16 +17,17 @@ _LINE = 16  # channels of a plain vector that are a cache line: where a part of 
 def shared(steps: list[Step], geometries: Geometries) -> list[Step]:
     """Give buffers their parents; return the steps that are left to do."""
     writers = Counter(id(step.write.buffer) for step in steps)
+    filled = {id(step.write.buffer) for step in steps if step.method == "fill"}
     kept = [
         step
         for step in steps
-        if not (isinstance(step, Move) and step.method == "copy" and _same(step, geometries, writers))
+        if not (isinstance(step, Move) and step.method == "copy" and _same(step, geometries, writers, filled))
     ]
     _reuse(kept, geometries)
     return kept
 
 
-def _same(step: Move, geometries: Geometries, writers: Counter[int]) -> bool:
+def _same(step: Move, geometries: Geometries, writers: Counter[int], filled: set[int]) -> bool:
     """Whether source and target can be the same memory; then they are from now on."""
     source, target = step.source, step.target
     assert source is not None and target is not None
@@ -45,6 +46,8 @@ def _same(step: Move, geometries: Geometries, writers: Counter[int]) -> bool:
     if whole and writers[id(b)] == 1 and b.parent is None:
         b.parent = (a, 0)  # another way to look at it
         return True
+    if id(b) in filled:  # which would wipe out what was written into it before
+        return False
     if one != two or a.parent is not None or a.root()[0] is b.root()[0]:
         return False
     if a.vector and offset % _LINE:
@@ -87,6 +90,7 @@ def _reuse(steps: list[Step], geometries: Geometries) -> None:
             last[id(span.buffer.root()[0])] = i
     for i, step in enumerate(steps):
         y = step.write.buffer
+        mixes = step.method in ("conv", "matvec")  # an element of y depends on others than its own
         if y.parent is not None or y.kind != "arena" or step.write.channels != y.channels:
             continue
         for place in step.shared:
@@ -101,7 +105,7 @@ def _reuse(steps: list[Step], geometries: Geometries) -> None:
                 and x.buffer.images == y.images
                 and (x.buffer.height, x.buffer.width, x.buffer.wide) == (y.height, y.width, y.wide)
                 and (not y.vector or (first + x.first) % _LINE == 0)
-                and not any(read.buffer.root()[0] is root and read != x for read in others)
+                and not any(read.buffer.root()[0] is root and (mixes or read != x) for read in others)
             )
             if fits:
                 y.parent = (x.buffer, x.first)

@@ -89,7 +89,8 @@ class _Window(NamedTuple):
     @property
     def picks(self) -> bool:
         """Whether it reads some of the pixels, each by itself."""
-        return self.stride != (1, 1) and self.kernel == (1, 1) and self.padding == (0, 0)
+        inside = all((n - 1) * s < m for n, s, m in zip(self.out, self.stride, self.size))  # no padding at all
+        return self.stride != (1, 1) and self.kernel == (1, 1) and self.padding == (0, 0) and inside
 
     @property
     def split(self) -> tuple[int, int]:
@@ -131,9 +132,9 @@ def _conv(lower: Lowering, node: Node) -> None:
         source = lower.phased[name]
     elif w.picks:
         x = lower.view(name)
-        for axis, step, count in zip((2, 1), w.stride[::-1], w.out[::-1]):
-            if axis <= len(x.shape) - 1:
-                x = x.sliced(axis if len(x.shape) == 3 else 1, 0, count, step)
+        planes = len(x.shape) - 1
+        for axis, step, count in zip((1, 2), w.stride[-planes:], w.out[-planes:]):
+            x = x.sliced(axis, 0, count, step)
         source, w = lower.placed(x, w.form, wide=True).span(), w._replace(stride=(1, 1), size=w.out)
     elif w.apart:
         source = _phases(lower, name, w.form, w.stride, w.split)
