@@ -124,11 +124,13 @@ def test_ids_beyond_their_table() -> None:
         engine(x(2, 3))
 
 
-def test_a_batch_that_was_fixed() -> None:
+def test_a_batch_that_was_fixed(tmp_path: Path) -> None:
     engine = runtime.compile(nn.Linear(4, 2).eval(), torch.zeros(3, 4), dynamic_batch=False)
     assert engine(x(3, 4)).shape == (3, 2)
-    with pytest.raises(ValueError, match="batches of 3"):
-        engine(x(2, 4))
+    engine.save(tmp_path / "three.engine")
+    for fixed in (engine, runtime.load(tmp_path / "three.engine")):
+        with pytest.raises(ValueError, match="batches of 3"):
+            fixed(x(2, 4))
 
 
 @pytest.mark.parametrize("threads", [0, -1, True, 1.5, 5000])

@@ -69,6 +69,9 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, autotune: bool = Fal
 
     ``ValueError``: a file that is damaged, foreign or of a newer version, with what is wrong. ``ImportError``: it needs torch.
     """
-    from rewound.runtime.file import read
+    from rewound.runtime.file import describe, read
 
-    return Engine(read(path), threads=threads, autotune=autotune)
+    graph, batch = read(path), describe(path).notes.get("batch")
+    if batch is not None and (type(batch) is not int or batch < 0):
+        raise ValueError(f"{path}: the batch in its notes is {batch!r}, no number of images")
+    return Engine(graph, threads=threads, batch=batch, dynamic_batch=batch is None, autotune=autotune)

@@ -198,7 +198,8 @@ class Engine:
         """Write the engine to a file, for ``rewound.runtime.load``; options as of ``rewound.runtime.file.write``."""
         from rewound.runtime.file import write
 
-        return write(self.graph, path, **options)
+        notes = {"batch": None if self.dynamic_batch else self.batch, **(options.pop("notes", None) or {})}
+        return write(self.graph, path, notes=notes, **options)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -89,7 +89,9 @@ class _Window(NamedTuple):
     @property
     def picks(self) -> bool:
         """Whether it reads some of the pixels, each by itself."""
-        inside = all((n - 1) * s < m for n, s, m in zip(self.out, self.stride, self.size))  # no padding at all
+        inside = all(
+            (n - 1) * s < m for n, s, m in zip(self.out, self.stride, self.size)
+        )  # no padding at all
         return self.stride != (1, 1) and self.kernel == (1, 1) and self.padding == (0, 0) and inside
 
     @property
