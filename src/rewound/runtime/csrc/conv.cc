@@ -136,7 +136,7 @@ Schedule choose(const ConvSpec& s, const Weight& w, Schedule asked, int lanes, i
   const int64_t registers = wide ? 32 : 16;
   Schedule best = asked;
   if (best.rows == 0) {
-    // Cycles a place of one row and one vector of pixels, by what is loaded and multiplied. Measured: benchmarks/kernels.py.
+    // Cycles a place of one row and one vector of pixels, by what is loaded and multiplied..
     const double d = density(w);
     const int64_t each = w.out / s.groups;
     double least = 1e30;
@@ -171,7 +171,7 @@ Schedule choose(const ConvSpec& s, const Weight& w, Schedule asked, int lanes, i
 }
 
 // Whether whole columns, zeros and all, are quicker than the nonzeros: those cost about as much each as a dozen weights that a
-// cache holds, or two that memory holds (nanoseconds, measured: benchmarks/kernels.py).
+// cache holds, or two that memory holds (nanoseconds, measured).
 bool columns_pay(const Weight& w) {
   const double bytes = 4.0 * static_cast<double>(w.out) * static_cast<double>(w.row);
   const double each = bytes < 768 * 1024 ? 0.04 : bytes < 16.0 * 1024 * 1024 ? 0.1 : 0.26;
