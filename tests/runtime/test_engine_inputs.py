@@ -66,6 +66,18 @@ def test_nested_results_and_named_arguments(two: tuple[nn.Module, runtime.Engine
     assert np.array_equal(arrays["sum"], mine["sum"].numpy()) and arrays["best"].dtype == np.int64
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_one_result_in_a_sequence(kind: type) -> None:
+    class Wraps(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return kind((super().forward(x),))
+
+    engine = runtime.compile(Wraps(4, 2).eval(), torch.zeros(1, 4))
+    (one,) = engine(x(1, 4))
+    assert type(engine(x(1, 4))) is kind and one.shape == (1, 2)
+    assert isinstance(engine(torch.zeros(20, 4))[0], Tensor)
+
+
 def test_results_are_nobody_elses_memory(two: tuple[nn.Module, runtime.Engine]) -> None:
     engine = two[1]
     a, b = x(2, 4), x(2, 3)

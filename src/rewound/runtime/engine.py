@@ -231,8 +231,15 @@ class _Short:
     """The short way through a network of one input, one result and nothing but native operators: for the ones that take
     microseconds. Whatever is unusual goes the long way, which knows what to say of it."""
 
-    def __init__(self, part: Native, threads: int, taken: tuple[int, ...], made: tuple[int, ...]) -> None:
-        self.part, self.threads, self.taken, self.made = part, threads, taken, made
+    def __init__(
+        self,
+        part: Native,
+        threads: int,
+        taken: tuple[int, ...],
+        made: tuple[int, ...],
+        wrap: type | None,
+    ) -> None:
+        self.part, self.threads, self.taken, self.made, self.wrap = part, threads, taken, made, wrap
         self.ready: dict[int, tuple[Any, int]] = {}  # images -> program and groups
 
     @staticmethod
@@ -246,7 +253,11 @@ class _Short:
         ):
             return None
         rows = [] if not plain else [row["tree"] for row in plain["arguments"]]
-        tree = plain["results"] if plain else {"value": 0}
+        tree: Any = plain["results"] if plain else {"value": 0}
+        wrap: type | None = None
+        for kind in (tuple, list):
+            if len(tree.get(kind.__name__, ())) == 1:
+                wrap, (tree,) = kind, tree[kind.__name__]
         x, y = graph.values[graph.inputs[0]], graph.values[graph.outputs[0]]
         alike = all(row == {"value": graph.inputs[0]} for row in rows) and tree.get("value") == 0
         part = engine._parts[0]
@@ -255,7 +266,7 @@ class _Short:
         if not isinstance(part, Native) or None in x.shape[1:]:
             return None
         taken, made = (tuple(int(n or 0) for n in value.shape[1:]) for value in (x, y))
-        return _Short(part, engine.threads, taken, made)
+        return _Short(part, engine.threads, taken, made, wrap)
 
     def __call__(self, x: Any) -> Any:
         tensor = type(x) is not np.ndarray
@@ -279,7 +290,8 @@ class _Short:
             found = self.ready[images] = (chunks[0][1].program, chunks[0][0].groups)
         y = np.empty((images, *self.made), np.float32)
         found[0].run((x,), (y,), found[1], self.threads)
-        return sys.modules["torch"].from_numpy(y) if tensor else y
+        result = sys.modules["torch"].from_numpy(y) if tensor else y
+        return result if self.wrap is None else self.wrap((result,))
 
 
 def _again(graph: Graph, options: dict[str, Any]) -> Engine:
