@@ -26,7 +26,9 @@ from rewound.runtime.planning.lower import Lowering
 from rewound.runtime.planning.steps import Step
 from rewound.runtime.weights import Sparse
 
-Schedule = tuple[int, int, int]  # rows that share a tap, vectors of pixels, places of a row in a block
+Schedule = tuple[
+    int, ...
+]  # rows that share a tap, vectors of pixels, places of a row in a block, and what more kernels know
 
 _GAIN = 0.97  # what a schedule must take of the time of the one before it to replace it
 _SECONDS = 0.01  # of runs, for each schedule
@@ -50,8 +52,7 @@ def tuned(graph: Graph, images: int, native: Any, cache: Path | None = None) -> 
         key = _key(step, geometries, images, native, graph.weights[graph.nodes[step.node].weights["weight"]])
         if key not in known:
             known[key] = list(_best(step, geometries, images, native))
-        rows, vectors, block = known[key]
-        found[step.node] = (rows, vectors, block)
+        found[step.node] = tuple(known[key])
     if len(known) != before:
         _write(path, known)
     return found
@@ -85,17 +86,19 @@ def _rows(best: Schedule, step: Step) -> Iterator[Schedule]:
 
 
 def _blocks(best: Schedule, step: Step) -> Iterator[Schedule]:
-    rows, vectors, block = best
+    rows, vectors, block, *more = best
     window = step.arguments["shape"][2] * step.arguments["shape"][3]
     whole = step.arguments["shape"][1] * window
     sizes = {max(window, block // 2 // window * window), min(whole, 2 * block)} - {block}
-    return ((rows, vectors, size) for size in sorted(sizes))
+    return ((rows, vectors, size, *more) for size in sorted(sizes))
 
 
 def _vectors(best: Schedule, step: Step) -> Iterator[Schedule]:
-    rows, vectors, block = best
+    rows, vectors, block, *more = best
     return (
-        (rows, n, block) for n in sorted({(vectors + 1) // 2, vectors - 1, vectors + 1}) if 0 < n != vectors
+        (rows, n, block, *more)
+        for n in sorted({(vectors + 1) // 2, vectors - 1, vectors + 1})
+        if 0 < n != vectors
     )
 
 
@@ -115,8 +118,7 @@ def _timed(
     took: list[int] = []
     while len(took) < 3 or (sum(took) < 1e9 * _SECONDS and len(took) < 50):
         took += program.profile([], [])
-    rows, vectors, block = program.operators()[0]["schedule"]
-    return (rows, vectors, block), min(took)
+    return tuple(int(n) for n in program.operators()[0]["schedule"]), min(took)
 
 
 def _geometry(span: Span, geometries: Geometries, images: int) -> tuple[int, ...]:
@@ -171,7 +173,9 @@ def _read(path: Path) -> dict[str, list[int]]:
 
 
 def _is_schedule(row: Any) -> bool:
-    return isinstance(row, list) and len(row) == 3 and all(type(n) is int and 0 < n < 1 << 31 for n in row)
+    return (
+        isinstance(row, list) and 3 <= len(row) <= 8 and all(type(n) is int and 0 < n < 1 << 31 for n in row)
+    )
 
 
 def _write(path: Path, known: dict[str, Sequence[int]] | dict[str, list[int]]) -> None:
