@@ -71,7 +71,8 @@ class Planar:
     """One convolution as a program: input to planes, phases where there is a stride, the product, planes to output."""
 
     def __init__(self, x, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, residual=None, dense=False,
-                 activation=None, schedule=None):  # fmt: skip
+                 activation=None, schedule=None, at=None):  # fmt: skip
+        """at: rows so far apart, without a guard to the left and right."""
         self.x = x
         images, channels, height, width = x.shape
         out, _, kh, kw = weight.shape
@@ -88,7 +89,12 @@ class Planar:
             above = max(padding[0], rows - 1 + reach[0] - padding[0] - (height - 1), 0)
             pitch, planes = max(width, columns) + guard, channels
             lead = above * pitch + guard
-        plane = lead + max(inner[0], rows) * pitch
+        inside = (0, 0) if strided else padding
+        if at is not None:
+            if strided:  # phase planes hold no padding
+                inner, inside = tuple(-(-n // s) for n, s in zip((height, width), stride)), padding
+            pitch, lead = at, up(at, math.lcm(at, 16)) if images == 1 else at
+        plane = lead + (max(inner[0], rows) + (at is not None)) * pitch
         stride_of = up(images * plane)
         take, self.give = images * channels * height * width, (images, out, rows, columns)
         sizes = [up(planes * stride_of + lead), up(out * stride_of + lead)]
@@ -104,7 +110,7 @@ class Planar:
         self.y = y = p.value(sizes[0], out, images, rows, columns, pitch, lead, plane, stride_of)
         flat = (columns, out * rows * columns, rows * columns)
         if strided:
-            p.phases(given, xs, stride, padding)
+            p.phases(given, xs, stride, (0, 0) if at is not None else padding)
         else:
             p.unary(given, xs, None)
         self.arrays = [x]
@@ -113,7 +119,7 @@ class Planar:
             self.arrays.append(residual)
         p.conv(
             xs, y, weight if dense else csr(weight), weight.shape, bias, y if residual is not None else None, groups=groups,
-            stride=stride, padding=(0, 0) if strided else padding, dilation=dilation, activation=activation, schedule=schedule,
+            stride=stride, padding=inside, dilation=dilation, activation=activation, schedule=schedule,
         )  # fmt: skip
         p.unary(y, p.output(0, 0, out, images, rows, columns, *flat), None)
         p.copy(
@@ -235,6 +241,85 @@ def test_weights_that_are_no_numbers_reach_what_reads_them_and_nothing_else(kern
     assert not np.isfinite(y[:, 2]).any()
     assert np.isfinite(np.delete(y, 2, axis=1)).all()
     assert np.isfinite(memory).sum() == memory.size - 36, "guards are zero"
+
+
+# -- rows of pixels on whole vectors: no guard to the left and right of a window of up to three columns ---------------------
+
+# channels, out, (height, width), kernel, stride, padding, images, pitch
+ALIGNED = {
+    "8": (17, 13, (8, 8), (3, 3), (1, 1), (1, 1), 1, 8),
+    "7 of 8": (17, 13, (7, 7), (3, 3), (1, 1), (1, 1), 1, 8),
+    "7 of 16": (5, 6, (7, 7), (3, 3), (1, 1), (1, 1), 1, 16),
+    "16, images": (6, 9, (5, 16), (3, 3), (1, 1), (1, 1), 3, 16),
+    "14 of 16": (9, 10, (14, 14), (3, 3), (1, 1), (1, 1), 1, 16),
+    "28 of 32": (4, 7, (28, 28), (3, 3), (1, 1), (1, 1), 1, 32),
+    "32": (5, 6, (9, 32), (3, 3), (1, 1), (1, 1), 2, 32),
+    "56": (3, 4, (5, 56), (3, 3), (1, 1), (1, 1), 1, 56),
+    "4": (11, 8, (4, 4), (3, 3), (1, 1), (1, 1), 1, 4),
+    "4, images": (11, 8, (5, 4), (3, 3), (1, 1), (1, 1), 3, 4),
+    "2": (11, 8, (2, 2), (3, 3), (1, 1), (1, 1), 1, 2),
+    "1": (5, 3, (6, 1), (3, 3), (1, 1), (1, 1), 1, 1),
+    "a row of three": (5, 3, (1, 24), (1, 3), (1, 1), (0, 1), 2, 24),
+    "stride 2": (6, 5, (16, 32), (3, 3), (2, 2), (1, 1), 1, 16),
+    "stride 2, images": (6, 5, (14, 14), (3, 3), (2, 2), (1, 1), 2, 8),
+    "to the left alone": (6, 5, (8, 16), (2, 2), (1, 1), (1, 1), 1, 24),
+    "depthwise": (11, 11, (9, 16), (3, 3), (1, 1), (1, 1), 1, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("density", [0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("name", ALIGNED)
+def test_aligned_rows_equal_a_reference(kernels, name, density):
+    channels, out, (height, width), kernel, stride, padding, images, pitch = ALIGNED[name]
+    groups = channels if name == "depthwise" else 1
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((images, channels, height, width)).astype(np.float32)
+    weight = weight_of(rng, (out, channels // groups, *kernel), density)
+    bias = rng.standard_normal(out).astype(np.float32)
+    expected, size = reference(x, weight, bias, stride, padding, (1, 1), groups)
+    made = Planar(x, weight, bias, stride, padding, groups=groups, schedule=(0, 0, 0, 0, 2), at=pitch)
+    assert made.program.operators()[1]["schedule"][4] == 2
+    for _ in range(2):
+        y, memory = made.run()
+    assert (np.abs(y - expected) <= 4 * EPS * size).all()
+    assert np.count_nonzero(memory) <= y.size, "guards are zero"
+    assert np.abs(memory).sum(dtype=np.float64) == pytest.approx(np.abs(y).sum(dtype=np.float64))
+    for threads in (2, 3):
+        np.testing.assert_array_equal(made.run(threads)[0], y)
+
+
+@pytest.mark.parametrize(
+    "schedule", [(1, 2, 18), (1, 8, 0), (1, 14, 0), (2, 2, 9), (2, 6, 0), (4, 2, 36), (6, 2, 0)]
+)
+@pytest.mark.parametrize(("width", "pitch"), [(16, 16), (13, 16), (32, 32)])
+def test_every_aligned_schedule_computes_the_same(kernels, width, pitch, schedule):
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((1, 10, 9, width)).astype(np.float32)
+    weight = weight_of(rng, (13, 10, 3, 3), 0.3)
+    bias = rng.standard_normal(13).astype(np.float32)
+    residual = rng.standard_normal((1, 13, 9, width)).astype(np.float32)
+    expected, size = reference(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+    expected = np.maximum(expected + residual, 0)
+    rows, vectors, block = schedule
+    held = 32 if _native.lanes() == 16 else 16
+    row = pitch // _native.lanes()
+    vectors = max(vectors // row, 1) * row
+    given = (rows, vectors, block, _native.lanes(), 2)
+    options = {
+        "padding": (1, 1),
+        "residual": residual,
+        "activation": ["relu"],
+        "schedule": given,
+        "at": pitch,
+    }
+    if rows > 1 and rows * vectors + vectors + 1 > held:
+        with pytest.raises(ValueError, match="no kernel"):
+            Planar(x, weight, bias, **options)
+        return
+    made = Planar(x, weight, bias, **options)
+    assert tuple(made.program.operators()[2]["schedule"][i] for i in (0, 4)) == (schedule[0], 2)
+    y, _ = made.run()
+    assert (np.abs(y - expected) <= 6 * EPS * (size + np.abs(residual))).all()
 
 
 # -- a matrix and one vector ----------------------------------------------------------------------------------------

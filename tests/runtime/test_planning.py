@@ -147,10 +147,28 @@ CHAIN = graph(
 def test_values_of_one_size_have_one_geometry_with_guards_as_wide_as_the_windows_reach() -> None:
     values = [v for v in recorded(CHAIN).values if v[0] == "value"]
     geometries = {v[3:9] for v in values}
-    assert geometries == {
-        (1, 8, 8, 9, 16, 88)
-    }  # images, height, width; pitch 8 + 1; lead >= 9 + 1; plane 16 + 8 * 9
-    assert {v[9] for v in values} == {96}
+    # images, height, width; rows on whole vectors, no guard between them; lead >= 8; plane 16 + 8 * 8
+    assert geometries == {(1, 8, 8, 8, 16, 80)}
+    assert {v[9] for v in values} == {80}
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "pitch"),
+    [(7, 3, 8), (10, 3, 11), (14, 3, 16), (28, 3, 32), (32, 3, 32), (56, 3, 56), (112, 3, 113), (16, 5, 18)],
+)
+def test_rows_stand_on_whole_vectors_where_windows_look_one_pixel_aside(
+    size: int, window: int, pitch: int
+) -> None:
+    network = graph(
+        {"x": (4, size, size), "y": (5, size, size)},
+        [conv("x", "y", "w", padding=window // 2)],
+        {"w": (5, 4, window, window)},
+    )
+    for images in (1, 3):
+        values = [v for v in recorded(network, images).values if v[0] == "value"]
+        assert {v[6] for v in values} == {pitch}
+        if images > 1 and pitch % 8 == 0:
+            assert all(v[8] % pitch == 0 for v in values), "rows of all images at multiples of the pitch"
 
 
 def test_residuals_and_elementwise_results_stand_over_their_input() -> None:
@@ -159,7 +177,7 @@ def test_residuals_and_elementwise_results_stand_over_their_input() -> None:
     assert program.values[y] == program.values[options["residual"]] != program.values[x]
     (x, y), _ = program.of("unary")[0]
     assert program.values[x] == program.values[y]
-    assert program.arena == 2 * (16 * 96 + 16)  # not one buffer more
+    assert program.arena == 2 * (16 * 80 + 16)  # not one buffer more
 
 
 def test_unpadded_planes_have_no_guards() -> None:

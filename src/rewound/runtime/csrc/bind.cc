@@ -221,9 +221,10 @@ void conv(Program& program, int64_t x, int64_t y, nb::object weight,
   spec.activation = activation_of(activation);
   Schedule chosen;
   if (schedule) {
-    require(schedule->size() == 3, "a schedule is (rows, vectors, block)");
+    require(schedule->size() == 3 || schedule->size() == 5, "a schedule is (rows, vectors, block[, lanes, aligned])");
     for (const int64_t part : *schedule) require(part >= 0, "a schedule has no negative numbers");
     chosen = {(*schedule)[0], (*schedule)[1], (*schedule)[2]};
+    if (schedule->size() == 5) chosen.lanes = (*schedule)[3], chosen.aligned = (*schedule)[4];
   }
   program.conv(x, y, residual.value_or(-1), spec, given.weight, bias_of(bias, out), chosen, name);
 }

@@ -34,26 +34,32 @@ struct ConvSpec {
   Activation activation;
 };
 
-// How a product is computed: rows that share a tap, vectors of pixels in a tile, places of a row in a block. Zeros: chosen.
+// How a product is computed: rows that share a tap, vectors of pixels in a tile, places of a row in a block, floats in a vector,
+// and whether taps are grouped by columns and loaded aligned (1 no, 2 yes). Zeros: chosen.
 struct Schedule {
   int64_t rows = 0;
   int64_t vectors = 0;
   int64_t block = 0;
+  int64_t lanes = 0;
+  int64_t aligned = 0;
 };
 
 // A product ready to run (what the kernels read).
 struct ConvOp {
-  int64_t x_shift = 0;  // floats
-  int rows = 1, vectors = 1;
+  int lanes = 1, rows = 1;
+  bool aligned = false;                      // three groups of taps: of the column to the right, the pixel's own, to the left
+  bool wraps = false;                        // rows of pixels follow upon each other without a guard
   int64_t blocks = 1, row_blocks = 0, out = 0;
   int64_t begin = 0, count = 0;              // first float of a channel that is computed; vectors from there on
-  int64_t tiles = 0;
+  int64_t unit = 1, tiles = 0;               // vectors that stay together: those of a row of pixels where aligned
   int64_t y_stride = 0, y_tail = 0;          // of y: a channel's floats, and those after the last channel
-  const int64_t* starts = nullptr;           // [blocks * row_blocks + 1] of entries
-  const char* entries = nullptr;             // rows == 1: {int32 byte offset, float}; else {int32, float[rows]}
+  const int64_t* starts = nullptr;           // [blocks * row_blocks * (1 or 3 groups) + 1] of entries
+  const char* entries = nullptr;             // rows == 1: {int32 byte offsets[2], float[2]}, an odd one {int32, float};
+                                             // else {int32, float[rows]}
   const float* bias = nullptr;               // [row_blocks * rows], zeros where there is none
   const int32_t* row_of = nullptr;           // [row_blocks * rows]: output channel, or -1
   const int32_t* mask = nullptr;             // [count * lanes]: all ones at pixels
+  const int32_t *not_first = nullptr, *not_last = nullptr;  // the same at all but the first (last) pixel of a row
   Activation activation;
   int64_t row_parts = 1, tile_parts = 1;     // tasks = their product
   int64_t tasks = 1;
@@ -66,8 +72,12 @@ struct Conv {
   std::vector<std::shared_ptr<void>> memory;
 };
 
-// Pack a product for vectors of `lanes` floats. Throws Refused where taps or geometries do not fit: the pixels of x and y stand
-// alike (images, pitch, plane), strides are multiples of 16, and no tap of a pixel leaves the memory of x.
+// Pack a product for kernels whose vectors have `lanes` floats. Throws Refused where taps or geometries do not fit: the pixels
+// of x and y stand alike (images, pitch, plane), strides are multiples of 16, and no tap of a pixel leaves the memory of x.
+//
+// A tap that looks beyond the left or right end of a row needs a guard there, but for windows up to three columns wide (that
+// look one pixel to either side) where the pitch and both leads are multiples of 8 (or of `lanes`), and the plane of the pitch:
+// then rows may follow upon each other without a guard, and loads are aligned. Best is a pitch of width rounded up to 8 or 16.
 Conv pack(const ConvSpec& spec, const Weight& weight, const float* bias, Schedule schedule, int lanes);
 
 constexpr int64_t kPanel = 1024;   // rows of a matrix-vector task: columns as long as that stream well

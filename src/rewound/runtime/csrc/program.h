@@ -41,6 +41,7 @@ struct Operator {
   int64_t bytes = 0;    // weights
   int64_t macs = 0;
   std::vector<int64_t> schedule;
+  bool whole = false;  // task -1 is all tasks at once, and quicker than one after the other
   std::function<void(const Frame&, int64_t task)> run;
 };
 

@@ -30,6 +30,12 @@ struct alignas(64) Progress {
   std::atomic<int64_t> done{0};
 };
 
+// All of an operator on this thread.
+void run_alone(const Operator& each, const Frame& frame) {
+  if (each.whole) return each.run(frame, -1);
+  for (int64_t task = 0; task < each.tasks; ++task) each.run(frame, task);
+}
+
 }  // namespace
 
 struct Program::Runtime {
@@ -130,8 +136,7 @@ void Program::run(const std::vector<const void*>& inputs, const std::vector<void
       for (int64_t group; (group = next.fetch_add(1)) < apart;) {
         const Pointers at = pointers(group);
         const Frame mine_here = frame(at, static_cast<size_t>(worker), static_cast<size_t>(worker));
-        for (const Operator& each : operators_)
-          for (int64_t task = 0; task < each.tasks; ++task) each.run(mine_here, task);
+        for (const Operator& each : operators_) run_alone(each, mine_here);
       }
     });
   }
@@ -149,7 +154,7 @@ void Program::run(const std::vector<const void*>& inputs, const std::vector<void
     if (threads == 1) {
       const Frame here = frame(at, 0, 0);
       for (size_t i = 0; i < operators_.size(); ++i) {
-        for (int64_t task = 0; task < operators_[i].tasks; ++task) operators_[i].run(here, task);
+        run_alone(operators_[i], here);
         if (nanoseconds != nullptr) lap(i);
       }
       continue;

@@ -31,7 +31,9 @@ void Program::conv(int64_t x, int64_t y, int64_t residual, ConvSpec spec, const 
   op.tasks = made->op.tasks;
   op.bytes = made->bytes;
   op.macs = made->macs;
-  op.schedule = {made->schedule.rows, made->schedule.vectors, made->schedule.block};
+  const Schedule& chosen = made->schedule;
+  op.schedule = {chosen.rows, chosen.vectors, chosen.block, chosen.lanes, chosen.aligned};
+  op.whole = true;
   op.run = [made, from, to, added, residual, kernel = kernels_.conv](const Frame& frame, int64_t task) {
     kernel(made->op, from.read(frame), to.write(frame), residual >= 0 ? added.read(frame) : nullptr, task);
   };
