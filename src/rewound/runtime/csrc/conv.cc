@@ -188,15 +188,31 @@ struct Cost {
   const Weight& w;
   double filled[7];  // by rows that share a tap
   int64_t window, channels, each;
-  double line_below = 0.0;  // floats of a channel's pixels beyond the tile
+  double planes = 0.0, below = 0.0;  // of a channel: planes that are read, and floats of them beyond a tile
 
   Cost(const ConvSpec& spec, const Weight& weight) : s(spec), w(weight) {
     for (int64_t rows : {1, 2, 4, 6}) filled[rows] = rows == 1 ? density(w) : occupancy(s, w, rows);
     window = s.kernel[0] * s.kernel[1];
     channels = w.row / window;
     each = w.out / s.groups;
-    const Reach reach(s);
-    line_below = static_cast<double>((reach.bottom - reach.top) * s.in.pitch + reach.right - reach.left);
+    for (int64_t ry = 0; ry < s.stride[0]; ++ry)
+      for (int64_t rx = 0; rx < s.stride[1]; ++rx) {
+        const int64_t rows = span(0, ry), columns = span(1, rx);
+        if (rows < 0 || columns < 0) continue;
+        planes += 1.0;
+        below += static_cast<double>(rows * s.in.pitch + columns);
+      }
+  }
+
+  // From the first to the last row (column) that taps of one phase look at; -1 where there is no such tap.
+  int64_t span(int axis, int64_t phase) const {
+    int64_t first = INT64_MAX, last = INT64_MIN;
+    for (int64_t k = 0; k < s.kernel[axis]; ++k) {
+      int64_t whole, rest;
+      Taps::split(k * s.dilation[axis] - s.padding[axis], s.stride[axis], whole, rest);
+      if (rest == phase) first = std::min(first, whole), last = std::max(last, whole);
+    }
+    return first > last ? -1 : last - first;
   }
 
   // Share of the places of the window whose loads cross cache lines.
@@ -222,22 +238,22 @@ struct Cost {
     const double taps = filled[a.rows] * static_cast<double>(w.row) / blocks;  // of a visit: a row block in a block
     const double visits = std::max(1.0, blocks * (1.0 - std::exp(-taps)));
     const double shifted = misaligned(a);
-    const double line = 4.0 * (floats + line_below);
+    const double line = 4.0 * (planes * floats + below);
     const double held = std::min(1.0, kFirstCache / (line * static_cast<double>(a.block) / static_cast<double>(window)));
     // What the core does, and what the second cache does meanwhile: pixels that the first has lost, and sums, to and fro.
     const double load = vectors * (1.1 + 0.5 * shifted);
     const double waits = a.vectors == 1 ? 2.4 : a.vectors * a.lanes <= 64 ? 1.6 : 4.0;  // sums for themselves
     const double tap = a.rows == 1 ? std::max(waits, load + 1.2)
                                    : std::max(rows * vectors, std::max(load + 0.55 * rows, 4.0)) + 1.8;
-    const double moves = a.aligned != 2 ? 0.0 : a.rows > 1 ? 6.0 : a.vectors <= 11 ? 3.0 : 3.2;
-    const double visit = rows * vectors * (2.4 + moves) + 15.0;
+    const double moves = a.aligned != 2 ? 0.0 : a.vectors <= 11 ? 3.0 : 3.2;
+    const double visit = rows * vectors * ((a.rows == 1 ? 2.4 : 5.0) + moves) + (a.rows == 1 ? 15.0 : 30.0);
     const bool near = static_cast<double>(each) * floats * 4.0 < 10e3;
     const double lines = a.lanes == 8 ? 1.07 * std::ceil(vectors) : vectors;
     const double core = blocks * taps * tap + visits * visit;
     const double cache = 2.2 * (blocks * taps * (lines + shifted) * (1.0 - held) +
                                 visits * rows * vectors * (near ? 0.2 : blocks == 1.0 ? 0.65 : 1.3));
     const double fill = static_cast<double>(channels) * line / 64.0 * 2.0 / row_blocks;
-    const double time = std::max(core, cache) + 0.32 * std::min(core, cache) + fill;
+    const double time = std::max(core, cache) + (a.rows == 1 ? 0.32 : 0.1) * std::min(core, cache) + fill;
     return static_cast<double>(s.groups) * tiles * row_blocks * time;
   }
 };

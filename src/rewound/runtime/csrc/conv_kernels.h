@@ -103,6 +103,9 @@ struct Lanes {
   }
 };
 
+// Streams of entries are short, or too slow for the processor to foresee them: it is told so many bytes ahead.
+constexpr int64_t kAhead = 2048;
+
 // acc[r][p] += value[r] * x[offset + p], for each tap of a stream. One row: taps come in pairs.
 template <int N, int R, int P>
 REWOUND_INLINE void accumulate(const char* entry, int64_t count, const float* x, typename Lanes<N>::V (&acc)[R][P]) {
@@ -147,6 +150,7 @@ REWOUND_INLINE void accumulate(const char* entry, int64_t count, const float* x,
     for (const char* end = entry + count * kEntry; entry != end; entry += kEntry) {
       int32_t offset;
       std::memcpy(&offset, entry, 4);
+      __builtin_prefetch(entry + kAhead);
       const float* at = pixels(offset);
       V loaded[P];
       for (int p = 0; p < P; ++p) loaded[p] = L::load(at + p * N);
@@ -215,7 +219,7 @@ template <int N, int R, int P, bool kAligned>
 [[gnu::noinline]] void conv_tile(const ConvOp& op, const float* x, float* y, const float* residual, int64_t vector, Part rows) {
   using L = Lanes<N>;
   using V = typename L::V;
-  constexpr int64_t kGroups = kAligned ? 3 : 1;
+  constexpr int64_t kGroups = kAligned ? 3 : 1, kEntry = 4 * (1 + R);
   const int64_t at = op.begin + vector * N;
   const float* from = x + at;
   const int32_t* mask = op.mask + vector * N;
@@ -229,6 +233,8 @@ template <int N, int R, int P, bool kAligned>
       const int32_t* channel = op.row_of + row_block * R;
       // A block's products are summed from zero and added at the end: one long sum that starts at a large bias or residual
       // would round each small product to its size.
+      if constexpr (R == 1)
+        for (int64_t i = own[0] * kEntry; i < own[kGroups] * kEntry; i += 64) __builtin_prefetch(op.entries + i + kAhead);
       V acc[R][P] = {};
       sum_block<N, R, P, kAligned>(op, own, from, acc);
       for (int r = 0; r < R; ++r) {
