@@ -142,7 +142,7 @@ class Descriptors:
             lambda: p.input(n(0, 1), n(0, 5), *port),
             lambda: p.output(0, n(0, 5), *port),
             lambda: p.conv(v(), v(), a(4, 4, 3, 3), (4, 4, 3, 3), None, None, n(1), ns(2, 1, 2), ns(2, 0, 1), ns(2, 1)),
-            lambda: p.conv(v(), v(), a(n(), n()), (n(), n(), 1, 1), residual=v(), schedule=ns(3)),
+            lambda: p.conv(v(), v(), a(n(), n()), (n(), n(), 1, 1), residual=v(), schedule=ns(n(3, 5) % 8, 0, 1, 2, 4, 8)),
             lambda: p.conv(v(), v(), sparse_weight, (2, n(), n(1), n(1)), padding=ns(2, 0, 1)),
             lambda: p.matvec(v(), v(), a(4, 4), ns(2, 4)),
             lambda: p.phases(v(), v(), ns(2, 1, 2), ns(2, 0, 1)),

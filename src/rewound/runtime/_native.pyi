@@ -145,7 +145,7 @@ class Program:
         lies at the bottom and right follows from y's size). With a stride, x is the value of phase planes that ``phases``
         wrote. A linear layer over tokens or a batch is a 1x1 convolution. The guards of x must be as wide as the taps reach
         and 1-D convolutions are 1 x k. residual: a value of y's geometry, may be y's memory. schedule: None chooses by a
-        cost model; what ``schedules`` gave otherwise."""
+        cost model; or the numbers that ``operators`` gives."""
 
     def matvec(
         self,

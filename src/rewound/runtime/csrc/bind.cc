@@ -96,6 +96,9 @@ Given weight_of(nb::object given, int64_t out, int64_t row) {
     require(static_cast<int64_t>(starts.size()) == out + 1,
             std::to_string(starts.size()) + " starts for " + std::to_string(out) + " rows (one more than rows is right)");
     require(places.size() == values.size(), "as many places as values");
+    require(starts.data()[0] == 0, "the first row starts at " + std::to_string(starts.data()[0]));
+    for (int64_t o = 0; o < out; ++o)  // before any row is looked at: a row must not end behind the values
+      require(starts.data()[o] <= starts.data()[o + 1], "row " + std::to_string(o) + " ends before it starts");
     require(starts.data()[out] == static_cast<int64_t>(values.size()), "the last start is not the number of values");
     found.weight.starts = starts.data();
     found.weight.places = places.data();

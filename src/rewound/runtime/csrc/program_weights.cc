@@ -22,6 +22,13 @@ void Program::conv(int64_t x, int64_t y, int64_t residual, ConvSpec spec, const 
                 same_place(added.planes, to.planes),
             "the residual stands otherwise than y");
   }
+  // Small enough that no product of them overflows in `pack`.
+  for (const auto& numbers : {spec.kernel, spec.stride, spec.padding, spec.dilation})
+    for (int i = 0; i < 2; ++i)
+      require(numbers[i] >= 0 && numbers[i] < 65536,
+              "kernel, stride, padding and dilation are less than 65536, not " + text(numbers[i]));
+  for (const Planes* planes : {&from.planes, &to.planes})
+    require(times(planes->channels, planes->stride) < int64_t{1} << 29, "x or y is larger than 2 GiB");
   spec.in = from.planes;
   spec.out = to.planes;
   const auto made = std::make_shared<const Conv>(pack(spec, weight, bias, schedule, kernels_.lanes));
