@@ -17,7 +17,7 @@ from rewound.allocation import asked_for
 from rewound.parameters import local, parameters_by_name
 from rewound.plan import Plan, Until, kept_by_round
 from rewound.rounds import Rounds
-from rewound.state import WEIGHT_PARTS, persistent_tensors
+from rewound.state import PARTS, WEIGHT_PARTS, persistent_tensors
 from rewound.techniques import Technique
 from rewound.trace import Trace, hyper_parameters, scheduled
 
@@ -42,6 +42,24 @@ def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, 
         needs[at] = (*needs.get(at, ()), "optimizer")
     needs[point] = (*needs.get(point, ()), "clock")
     return needs
+
+
+def kept_snapshots(
+    needs: Mapping[int, Sequence[str]], more: Sequence[int], epochs: int
+) -> dict[int, tuple[str, ...]]:
+    """Return what an original run freezes: what its own technique ``needs``, and the whole state at ``more`` epochs, for
+    runs that will begin from it.
+
+    >>> kept_snapshots({9: ("clock",)}, [0], 10)
+    {0: ('model', 'optimizer', 'clock', 'rng', 'extras'), 9: ('clock',)}
+    """
+    for epoch in more:
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch <= epochs:
+            raise ValueError(
+                f"'snapshots' are epochs of the original run, whole numbers from 0 to T = {epochs} (got {epoch!r})"
+            )
+    kept = {epoch: tuple(parts) for epoch, parts in needs.items()} | dict.fromkeys(more, PARTS)
+    return dict(sorted(kept.items()))
 
 
 def require_usable(scheduler: Any, extras: Sequence[Any], seed: Any, criterion: Any, evidence: Any) -> None:
@@ -87,6 +105,7 @@ def make_plan(
     history: Trace | None,
     on_disk: bool,
     extras: Sequence[Any],
+    snapshots: Sequence[int] = (),
 ) -> Plan:
     """Return what a run with these arguments will do; ``ValueError`` where it cannot."""
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
@@ -107,12 +126,12 @@ def make_plan(
         raise ValueError("'until' must say when to stop: a density such as 0.05, '20x', '10 rounds'")
     else:
         kept = kept_by_round(size, rate, until)
-    if not kept:
+    if not kept and (until is None or until.rounds != 0):
         raise ValueError(
             f"until={until} prunes nothing of the {size:,} {units.what} in scope (rate {rate}); give a smaller density, a "
             "ratio above 1x, or a higher rate"
         )
-    needs = needed_snapshots(technique, epochs)
+    needs = kept_snapshots(needed_snapshots(technique, epochs), snapshots, epochs)
     sizes = _sizes(model, optimizer, extras)
     covered = sum(shape.numel() for shape in units.covers.values())
     return Plan(

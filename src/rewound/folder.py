@@ -19,8 +19,9 @@ import json
 import math
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,15 +92,7 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's content, None where there is none; ``ValueError`` names a damaged one."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{str(path)!r} is damaged ({error}); delete the folder to start again"
-            ) from None
+        return read_json(self.path / name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically (rank 0 only)."""
@@ -117,6 +110,22 @@ class Folder:
             if old != path:
                 old.unlink(missing_ok=True)
         return path
+
+    def adopt(self, other: Path, states: Iterable[tuple[str, int]]) -> None:
+        """Take over states (kind, number) of another folder, in this order: one file with two names where the disk can, else
+        copies. ``FileNotFoundError`` names one that is not there."""
+        source = other / self._states.name
+        for kind, number in states:
+            found = sorted(source.glob(f"{kind}-{number:06d}-*.pt"))
+            whole = next((path for path in found if damage(path) is None), None)
+            if whole is None:
+                raise FileNotFoundError(
+                    f"{str(source)!r} has no intact {kind!r} state {number}, which this run begins from; was it among the "
+                    "'snapshots' of that run?"
+                )
+            if not (self._states / whole.name).exists():
+                _link(whole, self._states / whole.name)
+        _sync_folder(self._states)
 
     def state_numbers(self, kind: str) -> list[int]:
         """Return the numbers of the intact states of a kind, newest first; damaged ones are named in a warning."""
@@ -156,6 +165,26 @@ class Folder:
     def _of_kind(self, kind: str) -> list[Path]:
         paths = [p for p in self._states.glob(f"{kind}-*.pt") if _NAME.fullmatch(p.name)]
         return sorted(paths, key=_number, reverse=True)
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's content, None where there is none; ``ValueError`` names a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}); delete the folder to start again") from None
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the disk knows no second names; whole or not at all."""
+    temporary = target.with_suffix(".tmp")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, target)
 
 
 def _without_nan(content: Any) -> Any:

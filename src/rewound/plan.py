@@ -18,7 +18,8 @@ UNBOUNDED_ROUNDS = 50  # the most rounds of a run that only a metric stops
 @dataclass(frozen=True)
 class Until:
     """When to stop pruning: at a ``density``, after a number of ``rounds``, or when ``metric`` of the retrained network
-    is more than ``drop`` below (or ``rise`` above) the original run's; whichever comes first.
+    is more than ``drop`` below (or ``rise`` above) the original run's; whichever comes first. "0 rounds" trains the original
+    network and prunes nothing: what other runs may begin from.
 
     >>> parse_until("20x").density
     0.05
@@ -38,8 +39,8 @@ class Until:
                 f"'until' as a density must be in (0, 1] (got {self.density!r}); "
                 f"write a compression ratio as '{self.density:g}x', a number of rounds as '{self.density:g} rounds'"
             )
-        if self.rounds is not None and self.rounds < 1:
-            raise ValueError(f"'until' must allow at least 1 round (got {self.rounds})")
+        if self.rounds is not None and self.rounds < 0:
+            raise ValueError(f"'until' cannot be a negative number of rounds (got {self.rounds})")
         if (self.metric is None) != (self.drop is None and self.rise is None):
             raise ValueError("'until' a metric needs its name and either 'drop' or 'rise'")
         if self.density is None and self.rounds is None and self.metric is None:
@@ -124,6 +125,8 @@ def kept_by_round(size: int, rate: float | None, until: Until) -> tuple[int, ...
     (100,)
     """
     target = 0 if until.density is None else max(1, round(until.density * size))
+    if until.rounds == 0:
+        return ()
     most = until.rounds or (UNBOUNDED_ROUNDS if until.density is None else math.inf)
     if rate is None:
         if until.density is None:
@@ -246,7 +249,7 @@ class Plan:
             f"Plan: {first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}",
             f"  technique  {self.technique.told}",
             f"  scope      {self._counted}",
-            f"  density    1 -> {' -> '.join(shown)}   (until {self.until}{self._in_units})",
+            f"  density    {' -> '.join(['1', *shown])}   (until {self.until}{self._in_units})",
             f"  snapshots  {'; '.join(self.snapshots) or 'none'}",
             f"  disk       about {self.disk_bytes / 1e6:.3g} MB"
             if self.disk_bytes

@@ -93,6 +93,8 @@ class Rounds:
 
     def try_out(self, model: nn.Module, plan: Plan) -> None:
         """Refuse now what the first pruning would refuse, where more than the plain pattern "weight" is at stake."""
+        if not plan.rounds:
+            return
         plain = isinstance(self._how, Weights) and not self._by_cost
         if plain and all(self._caps[key] == _CAPS[key] for key in _CAPS):
             return

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from rewound import ranks
 from rewound.configuration import (
     configuration,
+    kept_snapshots,
     make_plan,
     needed_snapshots,
     require_measured,
@@ -77,6 +78,9 @@ class Run:
         extras: what training depends on besides (GradScaler, EMA, sampler, torch.Generator): saved, rewound with the
             weights; modules among them (EMA copies) obey the mask.
         folder: where states are kept, so that a killed run goes on where it was when the same script starts again.
+        snapshots: epochs of the original run at which the whole state is kept besides, for runs that will begin from this one.
+        original: the folder of a run of the same training with ``until="0 rounds"``: this one begins from it rather than train
+            the original network again, with the same results to the bit. It must hold the ``snapshots`` that the technique needs.
         seed: of everything this class draws itself (random criterion, fresh weights).
         evaluate: ``function(model) -> dict`` of metrics, called right after each pruning, before retraining.
         example: what one optimizer step consumes (a tensor, tuple or dict of inputs), to count FLOPs on (of training, and for
@@ -122,6 +126,8 @@ class Run:
         floor: float | None = None,
         allow: Any = "exact after fold",
         shrink: bool = False,
+        snapshots: Sequence[int] = (),
+        original: Any = None,
     ) -> None:
         require_usable(scheduler, extras, seed, criterion, evidence)
         self.technique = parse_technique(technique)
@@ -143,12 +149,18 @@ class Run:
         self._until = None if until is None else parse_until(until)
         self.plan: Plan = make_plan(
             model, live.optimizer, self._pruning, self.technique, epochs, rate, self._until,
-            self._pretrained, history, folder is not None, live.extras,
+            self._pretrained, history, folder is not None, live.extras, snapshots,
         )  # fmt: skip
         self._pruning.try_out(model, self.plan)
         require_measured(self.plan.until, self._pretrained, evaluate)
         self._T, self._t = epochs, self.plan.retrain_epochs
         self._needs = needed_snapshots(self.technique, epochs)
+        self._keeps = kept_snapshots(self._needs, snapshots, epochs)
+        if original is not None and (folder is None or self._pretrained):
+            raise ValueError(
+                "'original' is for a run with a 'folder' of its own, and for a model that has not been trained before"
+            )
+        self._original = None if original is None else Path(original).absolute()
         self._configuration = configuration(
             self.plan, self._pruning, rate, self._seed, live.optimizer, scheduler, live.extras, history
         ) | ({"shrink": True} if shrink else {})
@@ -217,7 +229,7 @@ class Run:
         if self._started:
             raise RuntimeError("a Run is iterated once; build another one to go on from its folder")
         self._started = True
-        self._store = Store(self._path, self._configuration)
+        self._store = Store(self._path, self._configuration, self._original, self._needs)
         try:
             self._open()
             while True:
@@ -285,7 +297,7 @@ class Run:
         """Refuse a tensor that appears in training where a state without it is, or will be, put back."""
         assert self._store is not None
         new = sorted(persistent_tensors(self._live.model).keys() ^ self._tensors)
-        if new and (self._store.folder is not None or "model" in self._needs.get(0, ())):
+        if new and (self._store.folder is not None or "model" in self._keeps.get(0, ())):
             raise RuntimeError(
                 f"{new[0]!r} was not in the model before epoch {epoch} (or is no longer), so the state before it cannot be put "
                 "back; a buffer that the first forward pass creates must be there when the run begins: run one batch first"
@@ -417,11 +429,13 @@ class Run:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def _take_snapshots(self, epoch: int) -> None:
-        parts = self._needs.get(epoch)
+        parts = self._keeps.get(epoch)
         if parts is not None:
             assert self._store is not None
             state = self._live.capture(parts)
-            self._store.keep("rewind" if epoch else "initial", epoch, state.to_plain())
+            self._store.keep(
+                "rewind" if epoch else "initial", epoch, state.to_plain(), count=len(self._keeps)
+            )
 
     def _open(self) -> None:
         """Go on from the newest intact state, or begin."""

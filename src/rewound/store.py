@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rewound import ranks
-from rewound.folder import Folder
+from rewound.folder import Folder, read_json
 
+# What of a configuration an original run depends on; the technique and what is pruned come after it.
+_TRAINING = ("epochs", "seed", "parameters", "optimizer", "groups", "scheduler", "extras", "processes")
 SHARE_OF_TIME = 0.02  # states are written as often as possible without taking more of the time than this
 
 
@@ -17,9 +21,17 @@ class Store:
     """Snapshots by name and number, and the newest states to go on from.
 
     ``path`` None keeps snapshots in memory and writes nothing else. With several processes, every rank keeps its own part.
+    ``original``: the folder of another run, whose end of the original run and snapshots at the epochs of ``needs`` a new one
+    begins with.
     """
 
-    def __init__(self, path: Any | None, configuration: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Any | None,
+        configuration: Mapping[str, Any],
+        original: Path | None = None,
+        needs: Iterable[int] = (),
+    ) -> None:
         self.folder: Folder | None = None
         self._memory: dict[tuple[str, int], Mapping[str, Any]] = {}
         self._traces: dict[int, Mapping[str, Any]] = {}
@@ -31,6 +43,9 @@ class Store:
                 ranks.together(lambda: self._enter(path))
                 begun = ranks.from_first(ranks.together(lambda: self._claim(configuration)))
                 self._content = self._newest()
+                if self._content is None and original is not None:
+                    ranks.together(lambda: self._adopt(original, configuration, needs))
+                    self._content = self._newest()
             except BaseException:
                 self.close()
                 raise
@@ -50,6 +65,28 @@ class Store:
         begun = self.folder.configuration is not None
         self.folder.claim(configuration, replaceable=self._replaceable)
         return begun
+
+    def _adopt(self, original: Path, configuration: Mapping[str, Any], needs: Iterable[int]) -> None:
+        """Take over what the original run in another folder left; ``ValueError`` where it is of another training."""
+        assert self.folder is not None
+        there = read_json(original / "run.json")
+        if there is None or not (read_json(original / "result.json") or {}).get("finished"):
+            raise ValueError(f"{str(original)!r} holds no original run that is finished (until='0 rounds')")
+        here = json.loads(json.dumps(configuration))
+        # Movement is summed up while the original network trains, over the weights in scope.
+        watched = ("criterion", "scope") if "movement" in (there["criterion"], here["criterion"]) else ()
+        apart = [
+            f"{key}: {there.get(key)!r} there, {here[key]!r} here"
+            for key in (*_TRAINING, *watched)
+            if there.get(key) != here[key]
+        ]
+        if apart:
+            raise ValueError(
+                f"the original run in {str(original)!r} is of another training: " + "; ".join(apart)
+            )
+        end = here["epochs"]
+        wanted = [("rewind" if epoch else "initial", epoch) for epoch in needs if epoch < end]
+        self.folder.adopt(original, [*wanted, ("epoch", end)])
 
     def _replaceable(self) -> tuple[str, ...]:
         """While only the original run has been trained, another technique that needs the same snapshots may go on."""
@@ -91,14 +128,16 @@ class Store:
         self._last_time = time.monotonic()
         self._last_cost = self._last_time - start
 
-    def keep(self, kind: str, number: int, content: Mapping[str, Any]) -> None:
-        """Keep a snapshot; of each kind only the newest (``rewind`` snapshots are told apart by their kind)."""
+    def keep(self, kind: str, number: int, content: Mapping[str, Any], count: int = 1) -> None:
+        """Keep a snapshot; of each kind only the newest ``count``."""
         if self.folder is None:
-            self._memory = {key: value for key, value in self._memory.items() if key[0] != kind}
+            others = sorted(key for key in self._memory if key[0] == kind and key[1] != number)
+            for key in others[: max(0, len(others) - count + 1)]:
+                del self._memory[key]
             self._memory[kind, number] = content
             return
         folder = self.folder
-        ranks.together(lambda: folder.save_state(kind, number, content))
+        ranks.together(lambda: folder.save_state(kind, number, content, keep=count))
 
     def fetch(self, kind: str, number: int) -> Mapping[str, Any]:
         """Return a snapshot."""
