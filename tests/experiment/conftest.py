@@ -87,3 +87,44 @@ def finished_experiment(tmp_path_factory):
     )
     run_experiment(recipe, lambda *shown: progress(*shown, stream=io.StringIO()))
     return place
+
+
+@pytest.fixture
+def make_run():
+    """Return a function: density -> accuracy, and what tells the run's cell, to a run of a study."""
+
+    def make(points, technique="lr-rewinding", seed=0, rate=0.2, t=20, test=None, extra=(), **cell):
+        dense = [
+            {"index": k, "density": d, "metrics": {"accuracy": v}} for k, (d, v) in enumerate(points.items())
+        ]
+        after = [
+            {"index": len(dense) + k, "density": 1.0, "metrics": {"accuracy": v}} for k, v in enumerate(extra)
+        ]
+        rounds = [{**done, "epochs": t if done["index"] else 20} for done in dense + after]
+        return {
+            "key": "none",
+            "cell": {"technique": technique, "rate": rate, "seed": seed, **cell},
+            "status": "finished",
+            "error": None,
+            "rounds": rounds,
+            "test": None if test is None else {"accuracy": test},
+            "search_cost": {"epochs": sum(done["epochs"] for done in rounds)},
+        }
+
+    return make
+
+
+@pytest.fixture
+def make_study(make_run):
+    """Return a function: technique -> seed -> accuracy at density 0.1, to a study."""
+
+    def make(values):
+        runs = [
+            make_run({1.0: 0.95, 0.1: value}, technique=name, seed=seed)
+            for name, by_seed in values.items()
+            for seed, value in by_seed.items()
+        ]
+        metric = {"name": "accuracy", "higher_is_better": True}
+        return {"name": "toy", "metric": metric, "task": {"name": "toy"}, "runs": runs}
+
+    return make

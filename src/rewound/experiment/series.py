@@ -1,0 +1,173 @@
+"""A study's runs as series: what is drawn as one line, averaged over its seeds, and compared.
+
+A study is the plain dict that ``read_study`` gathers from folders. A series are the runs that agree in every key of their
+``cell`` but the seed, and but ``until`` where a run prunes once: each such run gives one point, at its last density.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewound.experiment.statistics import curve
+from rewound.experiment.summary import Summary, summarize
+
+Study = Mapping[str, Any]
+Run = Mapping[str, Any]
+_SPEAKS_FOR_ITSELF = ("technique", "criterion", "pattern", "task")  # their values need no name before them
+_TIME = re.compile(r"\d+ ?(ep|epochs?)")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a picture. ``points``: density -> seed -> validation metric after retraining, densities falling.
+
+    ``label`` names what sets it apart from the study's other series. Density 1 is the original run.
+    """
+
+    label: str
+    cell: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    points: Mapping[float, Mapping[int, float]]
+
+    @property
+    def technique(self) -> str:
+        """The technique as the recipe spells it."""
+        return str(self.cell.get("technique", ""))
+
+    @property
+    def family(self) -> str:
+        """The technique without its retraining time."""
+        name, _, options = self.technique.partition(":")
+        kept = [option for option in options.split(",") if option and not _TIME.fullmatch(option.strip())]
+        return name + (":" + ",".join(kept) if kept else "")
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its finished runs, rising."""
+        return sorted(_seed(run) for run in self.runs)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it prunes nothing: rounds of retraining at density 1."""
+        return self.cell.get("rate") == 0
+
+    @property
+    def retrain_epochs(self) -> int | None:
+        """t, in epochs a round, as it was trained; None before the first round."""
+        return next((r["epochs"] for run in self.runs for r in run["rounds"] if r["index"] == 1), None)
+
+    def summary(self, density: float) -> Summary | None:
+        """Return what the seeds say at ``density``; None where none of them was there."""
+        values = self.points.get(density)
+        return summarize(values.values()) if values else None
+
+    def tests(self, metric: str) -> dict[int, float]:
+        """Return seed -> the metric on the test split, read once, for the network at the end of the run.
+
+        Where runs of several densities make the series (one-shot), those of the last density.
+        """
+        last = {_seed(run): run for run in sorted(self.runs, key=_end, reverse=True)}
+        found = {seed: (run.get("test") or {}).get(metric) for seed, run in sorted(last.items())}
+        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+    def costs(self, key: str) -> dict[int, float]:
+        """Return seed -> search cost of all rounds, those discarded included: "epochs", "steps", "flops", "sparse_flops",
+        "seconds". Runs that prune once to several densities are added up: so much was trained to draw the line."""
+        found: dict[int, float] = {}
+        for run in self.runs:
+            value = (run.get("search_cost") or {}).get(key, run.get(key))
+            if value is not None:
+                found[_seed(run)] = found.get(_seed(run), 0) + value
+        return found
+
+
+def series_of(study: Study) -> list[Series]:
+    """Return the series of a study's finished runs, in the order of the runs; a run that is there twice counts once."""
+    metric = study["metric"]["name"]
+    groups: dict[str, dict[str, Run]] = {}
+    for run in study["runs"]:
+        if run["status"] == "finished":
+            group = groups.setdefault(_spelled(_fixed(run["cell"])), {})
+            group.setdefault(_spelled(dict(run["cell"])), run)
+    cells = [_fixed(next(iter(group.values()))["cell"]) for group in groups.values()]
+    labels = _labels(cells)
+    return [
+        Series(label, cell, tuple(group.values()), _points(group.values(), metric))
+        for label, cell, group in zip(labels, cells, groups.values())
+    ]
+
+
+def common_densities(series: Sequence[Series]) -> list[float]:
+    """Return the densities that every seed of every series reached, falling; controls, which prune nothing, left out."""
+    reached = [set(_reached_by_all(one)) for one in series if not one.is_control]
+    return sorted(set.intersection(*reached), reverse=True) if reached else []
+
+
+def dense_band(study: Study) -> Summary | None:
+    """Return the original runs' metric over seeds (each seed once: techniques share them), or None.
+
+    Controls count only where there is nothing else: a dense control may have been trained for longer.
+    """
+    found: dict[int, float] = {}
+    for run in sorted(study["runs"], key=lambda run: run["cell"].get("rate") == 0):
+        if run["status"] == "finished" and not run.get("pretrained"):
+            value = curve(run, study["metric"]["name"]).get(1.0)
+            if value is not None and not (found and run["cell"].get("rate") == 0):
+                found.setdefault(_seed(run), value)
+    return summarize(found.values()) if found else None
+
+
+def _fixed(cell: Mapping[str, Any]) -> dict[str, Any]:
+    free = {"seed", "until"} if cell.get("rate") == "one-shot" else {"seed"}
+    return {key: value for key, value in cell.items() if key not in free}
+
+
+def _seed(run: Run) -> int:
+    return int(run["cell"].get("seed", 0))
+
+
+def _end(run: Run) -> float:
+    rounds = run["rounds"]
+    done = rounds[run.get("best", len(rounds) - 1)]
+    return float(done.get("unit_density") or done["density"])
+
+
+def _points(runs: Iterable[Run], metric: str) -> dict[float, dict[int, float]]:
+    found: dict[float, dict[int, float]] = {}
+    for run in runs:
+        for density, value in curve(run, metric).items():
+            found.setdefault(density, {}).setdefault(_seed(run), value)
+    return {density: dict(sorted(found[density].items())) for density in sorted(found, reverse=True)}
+
+
+def _reached_by_all(series: Series) -> list[float]:
+    everyone = set(series.seeds)
+    return [density for density, values in series.points.items() if set(values) == everyone]
+
+
+def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each cell from the keys in which they differ; the technique always."""
+    keys = list(dict.fromkeys(key for cell in cells for key in cell))
+    keys = [k for k in keys if len({_spelled(cell.get(k)) for cell in cells}) > 1]
+    if "technique" not in keys:
+        keys.insert(0, "technique")
+    keys.sort(key=lambda k: k != "technique")
+    return [", ".join(part for key in keys if (part := _part(key, cell.get(key)))) for cell in cells]
+
+
+def _part(key: str, value: Any) -> str:
+    if value is None:
+        return "" if key in _SPEAKS_FOR_ITSELF else f"{key} as the task has it"
+    if key == "rate" and value in (0, "one-shot"):
+        return "nothing pruned" if value == 0 else "one-shot"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if key in _SPEAKS_FOR_ITSELF else f"{key} {text}"
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
