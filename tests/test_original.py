@@ -118,6 +118,12 @@ def test_a_snapshot_that_was_not_kept_is_named(tmp_path):
         train(tmp_path / "one", original=tmp_path / "dense", technique="weight-rewinding:2ep")
 
 
+def test_a_snapshot_that_was_not_kept_whole_is_refused(tmp_path):
+    train(tmp_path / "dense", until="0 rounds", technique="lr-rewinding")  # which needs no weights of epoch 0
+    with pytest.raises(ValueError, match=r"snapshot of epoch 0 .* has not all that this run needs"):
+        train(tmp_path / "one", original=tmp_path / "dense", technique="lottery-ticket")
+
+
 def test_what_is_no_finished_original_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no original run that is finished"):
         train(tmp_path / "one", original=tmp_path / "nowhere")
@@ -133,4 +139,6 @@ def test_snapshots_of_several_epochs_are_kept_in_memory_too():
 
 
 def test_no_rounds_is_a_plan_of_the_original_run_alone():
-    assert "density    1   (until 0 rounds; counted in units)" in str(train(None, until="0 rounds", pattern="unit")[0].plan)
+    assert "density    1   (until 0 rounds; counted in units)" in str(
+        train(None, until="0 rounds", pattern="unit")[0].plan
+    )

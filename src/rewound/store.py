@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Store:
         path: Any | None,
         configuration: Mapping[str, Any],
         original: Path | None = None,
-        needs: Iterable[int] = (),
+        needs: Mapping[int, Sequence[str]] = {},
     ) -> None:
         self.folder: Folder | None = None
         self._memory: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -66,7 +66,9 @@ class Store:
         self.folder.claim(configuration, replaceable=self._replaceable)
         return begun
 
-    def _adopt(self, original: Path, configuration: Mapping[str, Any], needs: Iterable[int]) -> None:
+    def _adopt(
+        self, original: Path, configuration: Mapping[str, Any], needs: Mapping[int, Sequence[str]]
+    ) -> None:
         """Take over what the original run in another folder left; ``ValueError`` where it is of another training."""
         assert self.folder is not None
         there = read_json(original / "run.json")
@@ -85,8 +87,18 @@ class Store:
                 f"the original run in {str(original)!r} is of another training: " + "; ".join(apart)
             )
         end = here["epochs"]
-        wanted = [("rewind" if epoch else "initial", epoch) for epoch in needs if epoch < end]
-        self.folder.adopt(original, [*wanted, ("epoch", end)])
+        wanted = {
+            ("rewind" if epoch else "initial", epoch): parts for epoch, parts in needs.items() if epoch < end
+        }
+        self.folder.adopt(original, wanted)
+        for (kind, epoch), parts in wanted.items():
+            state = self.folder.load_state(kind, epoch)
+            if any(state[part] is None for part in parts):
+                raise ValueError(
+                    f"the snapshot of epoch {epoch} in {str(original)!r} has not all that this run needs ({', '.join(parts)}); "
+                    f"let that run keep it whole, with snapshots=[{epoch}]"
+                )
+        self.folder.adopt(original, [("epoch", end)])  # last: what is killed before it begins anew
 
     def _replaceable(self) -> tuple[str, ...]:
         """While only the original run has been trained, another technique that needs the same snapshots may go on."""
