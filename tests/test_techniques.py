@@ -17,6 +17,7 @@ MAKERS = {
     "cyclic-restart": rewound.cyclic_restart,
     "linear-restart": rewound.linear_restart,
     "adaptive-linear-restart": rewound.adaptive_linear_restart,
+    "gradual": rewound.gradual_pruning,
 }
 
 

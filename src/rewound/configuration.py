@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from rewound import ranks
 from rewound.allocation import asked_for
 from rewound.parameters import local, parameters_by_name
-from rewound.plan import Plan, Until, kept_by_round
+from rewound.plan import Plan, Until, kept_by_round, kept_gradually
 from rewound.rounds import Rounds
 from rewound.state import PARTS, WEIGHT_PARTS, persistent_tensors
 from rewound.techniques import Technique
@@ -34,6 +34,8 @@ def needed_snapshots(technique: Technique, epochs: int) -> dict[int, tuple[str, 
     {146: ('model', 'rng', 'extras', 'optimizer', 'clock')}
     """
     point = epochs - technique.length(epochs)
+    if technique.goes_on:
+        return {}
     needs: dict[int, tuple[str, ...]] = {}
     if technique.weights in ("rewound", "initial"):
         needs[0 if technique.weights == "initial" else point] = WEIGHT_PARTS
@@ -113,7 +115,9 @@ def make_plan(
             f"'epochs' is the length T of the original run, a whole number from 1 (got {epochs!r})"
         )
     t = technique.length(epochs)
-    if pretrained:
+    if technique.goes_on:
+        _require_gradual(technique, pretrained, rounds, until)
+    elif pretrained:
         _require_history(technique, epochs, history)
     scheduled(optimizer)  # an optimizer without a learning rate is refused
     by_tensor: tuple[dict[str, float], ...] = ()
@@ -124,6 +128,8 @@ def make_plan(
         until = until or Until(density=kept[-1] / size)
     elif until is None:
         raise ValueError("'until' must say when to stop: a density such as 0.05, '20x', '10 rounds'")
+    elif technique.goes_on:
+        kept = kept_gradually(size, until, len(technique.starts(epochs)))
     else:
         kept = kept_by_round(size, rate, until)
     if not kept and (until is None or until.rounds != 0):
@@ -148,6 +154,7 @@ def make_plan(
         disk_bytes=_disk_bytes(sizes, covered, needs, len(kept), until) if on_disk else 0,
         memory_bytes=0 if on_disk else _snapshot_bytes(sizes, needs, until),
         by_tensor=by_tensor,
+        starts=technique.starts(epochs),
         what=units.what,
         covered=covered,
     )
@@ -164,6 +171,7 @@ def configuration(
     history: Trace | None,
 ) -> dict[str, Any]:
     """Return what makes two runs the same run, as JSON-able values that read well when they differ."""
+    gradual = {"starts": list(plan.starts)} if plan.starts else {}
     return {
         "format": 1,
         "technique": str(plan.technique),
@@ -184,6 +192,7 @@ def configuration(
         "extras": [type(extra).__name__ for extra in extras],
         "snapshots": list(plan.snapshots),
         "processes": ranks.world_size(),
+        **gradual,
     }
 
 
@@ -201,6 +210,24 @@ def _require_history(technique: Technique, epochs: int, history: Trace | None) -
     if history is not None and history.epochs != epochs:
         raise ValueError(
             f"'history' covers {history.epochs} epochs and 'epochs' is {epochs}; they must agree"
+        )
+
+
+def _require_gradual(technique: Technique, pretrained: bool, rounds: Rounds, until: Until | None) -> None:
+    if pretrained:
+        raise ValueError(
+            f"{technique} prunes while the network is first trained, and this model arrives trained; use "
+            "fine_tuning(lr=...), or, with history=..., a technique that rewinds"
+        )
+    if isinstance(rounds.allocation, Mapping) or until is None or until.density is None:
+        raise ValueError(
+            f"{technique} goes to one density by a cubic schedule; give 'until' a density, as in until=0.1, and an allocation "
+            f"that shares it out (got until={until})"
+        )
+    if until.rounds is not None or until.metric is not None:
+        raise ValueError(
+            f"{technique} is one training with its own schedule, which neither rounds nor a metric end; give 'until' a density "
+            f"alone (got {until})"
         )
 
 

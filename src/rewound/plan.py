@@ -158,12 +158,28 @@ def kept_by_round(size: int, rate: float | None, until: Until) -> tuple[int, ...
     return tuple(rounds)
 
 
+def kept_gradually(size: int, until: Until, prunings: int) -> tuple[int, ...]:
+    """Return how many of ``size`` weights survive each of ``prunings`` prunings within one training.
+
+    The k-th of n goes to sparsity s (1 - (1 - k/n)^3), s being that of the target: much at first, little at the end (Zhu and
+    Gupta 2018, equation 1, from a dense network).
+
+    >>> kept_gradually(1000, parse_until(0.2), 4)
+    (538, 300, 212, 200)
+    """
+    assert until.density is not None
+    sparsity = 1 - until.density
+    shares = [1 - sparsity * (1 - (1 - k / prunings) ** 3) for k in range(1, prunings + 1)]
+    return tuple(max(1, round(share * size)) for share in shares)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a :class:`rewound.Run` will do; ``print`` it. Counts are exact, bytes and FLOPs are estimates.
 
     ``kept``, ``size`` and densities count what the pattern decides about: weights, blocks or units (``what``), in so many
-    ``tensors`` (or groups of units); ``covered`` parameters are what a mask of them covers.
+    ``tensors`` (or groups of units); ``covered`` parameters are what a mask of them covers. ``starts``, where the network is
+    pruned while it is first trained: the epochs that begin with a pruning.
     """
 
     technique: Technique
@@ -181,6 +197,7 @@ class Plan:
     memory_bytes: int = 0
     what: str = "weights"
     covered: int = 0
+    starts: tuple[int, ...] = ()
 
     @property
     def rounds(self) -> int:
@@ -195,7 +212,22 @@ class Plan:
     @property
     def total_epochs(self) -> int:
         """Training epochs of everything, the original run included where it is trained here."""
-        return (0 if self.pretrained else self.epochs) + self.rounds * self.retrain_epochs
+        return self.trained(self.rounds)
+
+    def span(self, round: int) -> range:
+        """Return the epochs of a round: all T of the original run, T-t onward of a retraining, or a part of the one training."""
+        if self.starts:
+            bounds = (0, *self.starts, self.epochs)
+            return range(bounds[round], bounds[round + 1])
+        return range(0 if round == 0 else self.epochs - self.retrain_epochs, self.epochs)
+
+    def trained(self, round: int, epoch: int | None = None) -> int:
+        """Return how many epochs are trained from the very first to the end of ``epoch`` of ``round`` (or of the round)."""
+        before = sum(len(self.span(k)) for k in range(1 if self.pretrained else 0, round))
+        span = self.span(round)
+        if round == 0 and self.pretrained:
+            return 0
+        return before + (len(span) if epoch is None else epoch + 1 - span.start)
 
     @property
     def _in_memory(self) -> str:
@@ -234,6 +266,7 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "memory_bytes": self.memory_bytes,
             "total_epochs": self.total_epochs,
+            **({"starts": list(self.starts)} if self.starts else {}),
         }
 
     def __str__(self) -> str:
@@ -245,8 +278,16 @@ class Plan:
         shown = [f"{d:.3g}" for d in self.densities]
         if len(shown) > 12:
             shown = [*shown[:6], "...", *shown[-5:]]
+        then = f"{first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}"
+        if self.starts:
+            at = (
+                f"before epochs {self.starts[0]} to {self.starts[-1]}"
+                if n > 1
+                else f"before epoch {self.starts[0]}"
+            )
+            then = f"one training of {self.epochs} epochs, pruned {n} time{'s' * (n != 1)} within it, {at}"
         lines = [
-            f"Plan: {first}, then {n} round{'s' * (n != 1)} of {t} epochs = {self.total_epochs} epochs{at_most}",
+            f"Plan: {then}",
             f"  technique  {self.technique.told}",
             f"  scope      {self._counted}",
             f"  density    {' -> '.join(['1', *shown])}   (until {self.until}{self._in_units})",

@@ -18,6 +18,7 @@ class Round:
     holds what ``evaluate`` gave right after pruning, ``metrics`` what was last logged, ``log`` one dict an epoch.
     ``collapsed`` names the tensors of which nothing survived. ``flops`` are those of the round's training, ``sparse_flops``
     count surviving weights only; ``multiply_adds`` are (surviving, dense) of one forward pass over the run's ``example``.
+    ``partial`` marks the rounds of gradual pruning but the last: their networks stand in the middle of the one training.
     ``units`` holds, where blocks or units were pruned, (kept, size) in units by name; the weights are then all parameters that
     the mask covers.
     """
@@ -37,6 +38,7 @@ class Round:
     sparse_flops: float | None = None
     units: dict[str, tuple[int, int]] | None = None
     multiply_adds: tuple[int, int] | None = None
+    partial: bool = False
 
     @property
     def multiply_adds_share(self) -> float | None:
@@ -68,6 +70,8 @@ class Round:
         plain = asdict(self)
         plain.update(density=self.density, density_total=self.density_total, collapsed=list(self.collapsed))
         plain["log"] = [dict(entry) for entry in self.log]
+        if not self.partial:
+            del plain["partial"]
         if self.multiply_adds is None:
             del plain["multiply_adds"]
         else:

@@ -160,6 +160,10 @@ class Run:
             raise ValueError(
                 "'original' is for a run with a 'folder' of its own, and for a model that has not been trained before"
             )
+        if original is not None and self.technique.goes_on:
+            raise ValueError(
+                f"{self.technique} prunes while the network is first trained, so it cannot begin from a finished 'original' run"
+            )
         self._original = None if original is None else Path(original).absolute()
         self._configuration = configuration(
             self.plan, self._pruning, rate, self._seed, live.optimizer, scheduler, live.extras, history
@@ -248,7 +252,7 @@ class Run:
 
     def _epochs(self) -> Iterator[int]:
         """Yield the epochs of the present round that are not done yet."""
-        epochs = range(0 if self.round == 0 else self._T - self._t, self._T)
+        epochs = self.plan.span(self.round)
         if self.round == 0 and self._pretrained:
             return
         recorder, replay = self._live.recorder, self._live.replay
@@ -322,7 +326,7 @@ class Run:
                 metrics=dict(metrics), log=tuple(self._log), flops=flops, sparse_flops=sparse_flops,
                 collapsed=tuple(name for name, count in self.mask.counts.items() if count == 0),
                 units=None if self.mask.units is None else dict(self.mask.units),
-                multiply_adds=_forward(dense, sparse),
+                multiply_adds=_forward(dense, sparse), partial=self.technique.goes_on and self.round < self.plan.rounds,
             )
         )  # fmt: skip
         mask = self.mask.to_plain() if self.round else None
@@ -410,7 +414,7 @@ class Run:
         self._live.protect(mask if self._smaller is None else self._smaller.guarded(mask))
 
     def _retraining_trace(self) -> Trace | None:
-        if self._t == 0:
+        if self._t == 0 or self.technique.goes_on:  # nothing is replayed: the user's scheduler goes on
             return None
         if self._recorded is None:
             return self._given
@@ -474,7 +478,7 @@ class Run:
         assert self._store is not None
         if self._store.folder is None:
             return
-        t = self._T if self.round == 0 else self._t
+        t = len(self.plan.span(self.round))
         last_round = self.round == self.plan.rounds or (self.plan.until.metric is not None and self.round > 0)
         force = force or (last_round and self._done >= t - 1) or (self.round == 0 and self._done == t)
         number = sum(r.epochs for r in self._rounds) + self._done

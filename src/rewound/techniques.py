@@ -9,6 +9,9 @@
 
 T is the length of the original run, t that of a retraining. A technique is a cell of this table: data, printable,
 hashable, written as text ("lr-rewinding:36ep"). Rows and columns combine freely: ``Technique("fresh", "cyclic")``.
+
+One peer stands beside the table, since it rewinds nothing: ``gradual`` prunes while the network is first trained, and its
+schedule just goes on (Zhu and Gupta 2018).
 (Renda, Frankle and Carbin 2020, section 2; Frankle and Carbin 2019; Le and Hua 2021; Zimmer et al. 2023.)
 """
 
@@ -39,6 +42,7 @@ LR: dict[str, str] = {
     "linear": "lr restarts: a line to zero",
     "adaptive-linear": "lr restarts: a line to zero from a start that follows the damage",
 }
+BESIDE = {"continued": "the schedule goes on, within the one training"}  # no column: nothing is rewound
 NAMES: dict[str, tuple[str, str]] = {
     "fine-tuning": ("final", "last"),
     "lr-rewinding": ("final", "rewound"),
@@ -50,6 +54,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "cyclic-restart": ("final", "cyclic"),
     "linear-restart": ("final", "linear"),
     "adaptive-linear-restart": ("final", "adaptive-linear"),
+    "gradual": ("final", "continued"),  # beside the table
 }
 OPTIMIZER_STATES = ("carried", "rewound", "fresh")
 
@@ -58,8 +63,9 @@ OPTIMIZER_STATES = ("carried", "rewound", "fresh")
 class Technique:
     """A cell of the table: ``weights`` (a key of WEIGHTS) x ``lr`` (a key of LR).
 
-    ``epochs`` is t; None means T, and for weights rewound to T-t the largest whole number up to 0.9 T, the end of the
-    paper's safe zone. ``optimizer_state`` is carried, rewound or fresh; None means with the weights.
+    ``epochs`` is t; None means T, for weights rewound to T-t the largest whole number up to 0.9 T, the end of the paper's
+    safe zone, and for ``gradual`` (where t is what follows the first pruning) three quarters of T. ``optimizer_state`` is
+    carried, rewound or fresh; None means with the weights.
     ``lr_value`` replaces the recorded last learning rate in fine-tuning.
 
     >>> learning_rate_rewinding(36)
@@ -76,7 +82,7 @@ class Technique:
 
     def __post_init__(self) -> None:
         _one_of("weights", self.weights, WEIGHTS)
-        _one_of("lr", self.lr, LR)
+        _one_of("lr", self.lr, {**LR, **BESIDE})
         if self.epochs is not None and (
             isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0
         ):
@@ -85,6 +91,11 @@ class Technique:
             )
         if self.optimizer_state is not None:
             _one_of("optimizer_state", self.optimizer_state, OPTIMIZER_STATES)
+        if self.goes_on and (self.weights != "final" or self.state_rule != "carried"):
+            raise ValueError(
+                f"the schedule goes on where weights and optimizer state stay as they are (got {self.weights!r}, "
+                f"{self.state_rule!r}); 'gradual' is the technique that does so"
+            )
         if self.lr_value is not None and (self.lr != "last" or not 0 < self.lr_value < math.inf):
             raise ValueError(
                 f"'lr' must be positive, and is for techniques with the last lr, such as fine-tuning "
@@ -104,8 +115,28 @@ class Technique:
         """What becomes of the optimizer's state: carried, rewound or fresh."""
         return self.optimizer_state or WEIGHTS[self.weights][1]
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it prunes while the network is first trained, so that there is no original run and nothing to rewind."""
+        return self.lr == "continued"
+
+    def starts(self, epochs: int) -> tuple[int, ...]:
+        """Return the epochs of a training of ``epochs`` that begin with a pruning; () for techniques that rewind.
+
+        One each from T-t on, the last third of t being left to recover: by default from T/4 to 3T/4.
+
+        >>> gradual_pruning().starts(12)
+        (3, 4, 5, 6, 7, 8, 9)
+        """
+        if not self.goes_on:
+            return ()
+        t = self.length(epochs)
+        return tuple(range(epochs - t, epochs - max(1, round(t / 3)) + 1))
+
     def length(self, epochs: int) -> int:
         """Return t in epochs, for an original run of ``epochs`` = T; ``ValueError`` where t > T."""
+        if self.goes_on:
+            return self._after_first_pruning(epochs)
         if self.epochs is None:
             # 0.9 T in integers: int(0.9 * 10) is 9, but 0.9 * 70 is 62.99...
             return max(1, epochs * 9 // 10) if self.weights == "rewound" else epochs
@@ -115,6 +146,16 @@ class Technique:
                 f"t must be at most T = {epochs}"
             )
         return self.epochs
+
+    def _after_first_pruning(self, epochs: int) -> int:
+        t = epochs - epochs // 4 if self.epochs is None else self.epochs
+        t = min(t, epochs - 1) if self.epochs is None else t
+        if not 1 <= t < epochs:
+            raise ValueError(
+                f"{self} prunes within a training of {epochs} epochs; an epoch at least must come before the first pruning, "
+                f"and one after the last: 1 <= t < {epochs} (got {t})"
+            )
+        return t
 
     def replayed(self, recorded: Trace, steps: int, damage: Damage = Damage()) -> Trace:  # noqa: B008 (frozen)
         """Return the hyper-parameters of a retraining of ``steps`` steps, after the original run ``recorded``."""
@@ -134,6 +175,8 @@ class Technique:
     def told(self) -> str:
         """The text, and the cell of the table in words."""
         t = "" if self.epochs is None else f", t = {self.epochs} epochs"
+        if self.goes_on:
+            return f"{self}: pruned while it is first trained, {BESIDE[self.lr]}{t}"
         return f"{self}: {WEIGHTS[self.weights][0]} x {LR[self.lr]}{t}, optimizer {self.state_rule}"
 
     def __repr__(self) -> str:
@@ -188,6 +231,14 @@ def linear_restart(epochs: int | None = None) -> Technique:
 def adaptive_linear_restart(epochs: int | None = None) -> Technique:
     """ALLR: LLR from a start that follows the damage of the pruning and the budget (Zimmer et al. 2023)."""
     return Technique("final", "adaptive-linear", epochs)
+
+
+def gradual_pruning(epochs: int | None = None) -> Technique:
+    """GMP: prune before every epoch of the first training, by a cubic schedule (Zhu and Gupta 2018).
+
+    ``epochs`` is what follows the first pruning. Masks are nested: unlike in the authors' code a pruned weight stays pruned.
+    """
+    return Technique("final", "continued", epochs)
 
 
 def parse_technique(text: str | Technique) -> Technique:

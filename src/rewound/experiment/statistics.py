@@ -58,12 +58,12 @@ def curve(arm: Arm, metric: str) -> dict[float, float]:
     """Return density -> validation metric after retraining; the original run stands at density 1.
 
     Where a metric stopped the run, it ends with the round whose network was kept. The rounds of a dense control
-    (rate 0) are no points of it: see :func:`controls`.
+    (rate 0) are no points of it: see :func:`controls`. Nor are networks in the middle of gradual pruning, which is one training.
     """
     points: dict[float, float] = {}
     for done in arm["rounds"][: arm.get("best", len(arm["rounds"])) + 1]:
         value = done["metrics"].get(metric)
-        if value is not None and math.isfinite(value):
+        if value is not None and math.isfinite(value) and not done.get("partial"):
             points.setdefault(round(density_of(done), 6), value)
     return points
 
