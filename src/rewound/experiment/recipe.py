@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
+from rewound.experiment.toml_text import key_text, parse_value, toml_value, tomllib
 from rewound.spelling import closest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ONE_SHOT = "one-shot"
 
@@ -151,6 +146,11 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises FileNotFoundError, or ValueError naming every wrong key with its dotted path.
     """
+    return make_recipe(read_data(path), overrides, origin=str(path), beside=Path(path).parent)
+
+
+def read_data(path: str | Path) -> dict[str, Any]:
+    """Return what a recipe's file says, unchecked, with a name; FileNotFoundError, or ValueError for what is no TOML."""
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
@@ -161,7 +161,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     data.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem))
-    return make_recipe(data, overrides, origin=str(path), beside=path.parent)
+    return data
 
 
 def make_recipe(
@@ -170,21 +170,28 @@ def make_recipe(
     *,
     origin: str = "recipe",
     beside: Path | None = None,
+    within: str = "",
 ) -> Recipe:
-    """Check a recipe given as a plain dict; ``origin`` names it in errors.
+    """Check a recipe given as a plain dict; ``origin`` names it in errors, ``within`` what its dotted paths begin with.
 
     >>> make_recipe({"task": "digits"}, ["scope.exlude=fc*"])
     Traceback (most recent call last):
     ValueError: recipe: unknown key 'scope.exlude' (did you mean 'scope.exclude'?)
     """
-    merged = json.loads(json.dumps(data, default=str))
-    for text in overrides:
-        _override(merged, text)
+    merged = with_overrides(data, overrides)
     try:  # strict through JSON: arrays may become tuples, but "3" does not become 3
         recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
-        raise ValueError(f"{origin}: " + "; ".join(_say(e) for e in error.errors())) from None
+        raise ValueError(f"{origin}: " + "; ".join(_say(e, within) for e in error.errors())) from None
     return recipe.model_copy(update={"task": _find_task_file(recipe.task, beside)})
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of ``data`` with ``a.b=c`` texts applied."""
+    merged = json.loads(json.dumps(data, default=str))
+    for text in overrides:
+        _override(merged, text)
+    return merged
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -197,10 +204,12 @@ def to_toml(recipe: Recipe) -> str:
     plain = recipe.model_dump(mode="json", exclude_none=True)
     plain["scope"] = {k: v for k, v in plain["scope"].items() if v}
     tables = {k: v for k, v in plain.items() if isinstance(v, dict)}
-    lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if key not in tables]
+    lines = [f"{key} = {toml_value(value)}" for key, value in plain.items() if key not in tables]
     for name, table in tables.items():
         if table:
-            lines += ["", f"[{name}]"] + [f"{_key(key)} = {_toml(value)}" for key, value in table.items()]
+            lines += ["", f"[{name}]"] + [
+                f"{key_text(key)} = {toml_value(value)}" for key, value in table.items()
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -224,21 +233,6 @@ def task_name(task: str) -> str:
     return Path(file).name + colon + name
 
 
-def parse_value(text: str) -> Any:
-    """Read the right side of ``--set``: a TOML value, or else a plain text; lists may hold bare words.
-
-    >>> [parse_value(t) for t in ("0.2", "true", "20x", "[0, 1]", "[fine-tuning, lr-rewinding]")]
-    [0.2, True, '20x', [0, 1], ['fine-tuning', 'lr-rewinding']]
-    """
-    text = text.strip()
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if text.startswith("[") and text.endswith("]"):
-            return [parse_value(part) for part in text[1:-1].split(",") if part.strip()]
-        return text
-
-
 def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
@@ -252,18 +246,20 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(table, dict):
             raise ValueError(
                 f"--set {text}: {part!r} is no table here, so nothing can be set inside it; "
-                f"a whole table is written {part}='{{ {_key(path[-1])} = {value or '...'} }}'"
+                f"a whole table is written {part}='{{ {key_text(path[-1])} = {value or '...'} }}'"
             )
     table[path[-1]] = parse_value(value)
 
 
-def _say(error: Any) -> str:
+def _say(error: Any, within: str = "") -> str:
     """One pydantic error as a clause: the dotted path, what was found, what to do."""
     path = [str(part) for part in error["loc"]]
-    dotted = ".".join(path)
+    dotted = within + ".".join(path)
     if error["type"] == "extra_forbidden":
         known = [*(ScopeTable if path[:1] == ["scope"] and len(path) > 1 else Recipe).model_fields]
-        prefix = "".join(part + "." for part in path[:-1])
+        if path == ["grid"]:
+            return "'grid' makes this a grid of recipes; it is read by rewound.experiment.grid.read_grid"
+        prefix = within + "".join(part + "." for part in path[:-1])
         near = [f"did you mean '{prefix}{name}'?" for name in closest(path[-1], known)]
         return f"unknown key '{dotted}' ({near[0] if near else 'known: ' + ', '.join(known)})"
     if error["type"] == "value_error":
@@ -286,17 +282,3 @@ def _find_task_file(task: str, beside: Path | None) -> str:
     ):
         return task
     return str(beside / file) + colon + name
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value).lower() if isinstance(value, bool) else repr(value)
