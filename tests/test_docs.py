@@ -226,7 +226,7 @@ def test_the_table_of_techniques_is_that_of_the_code():
     for name, t, state in rows:
         technique = rewound.parse_technique(name)
         assert technique.state_rule == state
-            assert technique.length(100) == {"0.9 T": 90, "3/4 T": 75}.get(t, 100)
+        assert technique.length(100) == {"0.9 T": 90, "3/4 T": 75}.get(t, 100)
 
 
 def test_commands_exist():

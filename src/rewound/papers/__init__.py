@@ -1,8 +1,9 @@
-"""Pruning as four papers do it, each in its own room: data and loops on top of the one pruner.
+"""Pruning as other papers do it, each in its own room: data and loops on top of the one pruner.
 
 li2017         filters by their L1 norm: rates layer by layer and the layers left out
 molchanov2017  one map after the other by Taylor, a few updates between
 oracle         what removing each unit really does, and the rank correlation with it (Molchanov et al. 2017)
+zimmer2023     BIMP: a budget of epochs, the dense phase included
 he2017         channels by LASSO, and the next layer's weights by least squares
 han2016        what is left in fewer bits: trained codebooks, Huffman codes, EIE's format and multiplications
 """
