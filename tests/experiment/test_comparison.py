@@ -83,6 +83,13 @@ def test_a_real_difference_is_shown_and_told(make_study):
     assert told(lower, "error").startswith("a is worse than b")
 
 
+def test_a_tiny_p_value_is_no_zero(make_study):
+    values = {s: 0.5 + s / 1e6 for s in range(40)}
+    study = make_study({"a": {s: v + 0.3 + (s % 2) / 1e5 for s, v in values.items()}, "b": values})
+    (found,) = compare(series_of(study), "b", 0.1)
+    assert "p < 1e-06" in told(found, "accuracy")
+
+
 def test_no_difference_shown_says_how_many_seeds_it_would_take(make_study):
     study = make_study({"a": {0: 0.92, 1: 0.79, 2: 0.71}, "b": {0: 0.90, 1: 0.80, 2: 0.70}})
     (found,) = compare(series_of(study), "b", 0.1)

@@ -126,6 +126,17 @@ def test_a_verdict_gives_values_differences_reach_and_what_is_missing(make_run):
     assert says[4] == "1 of 7 runs failed and are left out."
 
 
+def test_a_verdict_over_many_series_names_the_best_and_the_last(make_run):
+    runs = [
+        make_run({1.0: 0.9, 0.5: 0.5 + k / 100 + s / 1000}, technique=f"t{k:02d}", seed=s)
+        for k in range(20)
+        for s in (0, 1)
+    ]
+    first = verdict(_study(runs))[0]
+    assert "t19 0.69" in first and "t15" in first and "t14" not in first
+    assert "less good for 15 more, down to 0.50" in first and first.endswith("for t00.")
+
+
 def test_a_verdict_gives_the_controls_their_place(make_run):
     control = [make_run({1.0: 0.90}, seed=s, rate=0, extra=(0.93, 0.94)) for s in (0, 1)]
     pruned = [make_run({1.0: 0.90, 0.5: 0.92}, seed=s) for s in (0, 1)]

@@ -23,6 +23,7 @@ from rewound.experiment.summary import summarize
 LEVEL = 0.05
 Name = TypeVar("Name", bound=Hashable)
 FEWEST_FOR_SIGN_FLIPS = 6  # with fewer seeds its smallest p value is above LEVEL
+_SMALLEST_P = 1e-6  # said as it is; below, the assumption of the test is worth less than the number
 _EXACT_UP_TO = 16  # seeds: 65,536 sign patterns
 
 
@@ -158,7 +159,9 @@ def told(difference: Difference, metric: str) -> str:
     family = (
         f" after Holm's rule for {difference.comparisons} comparisons" if difference.comparisons > 1 else ""
     )
-    p = f"p = {difference.adjusted:.2g}{family}"
+    p = (
+        f"p = {difference.adjusted:.2g}" if difference.adjusted >= _SMALLEST_P else f"p < {_SMALLEST_P:.0e}"
+    ) + family
     if difference.shown:
         word = "better" if difference.better else "worse"
         return f"{a} is {word} than {b}: {mean} {metric} ({interval}, {p})."

@@ -15,6 +15,7 @@ from rewound.experiment.series import Series, Study, common_densities, dense_ban
 from rewound.experiment.summary import Summary, summarize
 from rewound.experiment.table import counted, number, ratio
 
+_NAMED_AT_ONCE = 5
 _ALL_PAIRS_UP_TO = 4  # series: six pairs; more are compared with one baseline
 
 
@@ -75,10 +76,16 @@ def _values(series: Sequence[Series], density: float, metric: str, higher: bool)
     order = sorted(at, key=lambda label: at[label].mean, reverse=higher)
     seeds = max(summary.count for summary in at.values())
     over = "one seed" if seeds == 1 else f"mean of {seeds} seeds, 95 % interval"
+    shown = order if len(order) <= _NAMED_AT_ONCE + 2 else order[:_NAMED_AT_ONCE]
+    rest = len(order) - len(shown)
     return (
         f"At density {density:.3g} ({ratio(density)}) the validation {metric} ({over}) is "
-        + ", ".join(f"{label} {interval(at[label])}" for label in order)
-        + "."
+        + ", ".join(f"{label} {interval(at[label])}" for label in shown)
+        + (
+            f", and less good for {rest} more, down to {interval(at[order[-1]])} for {order[-1]}."
+            if rest
+            else "."
+        )
     )
 
 
