@@ -2,7 +2,7 @@ import pytest
 
 from rewound.experiment.matching import matching
 from rewound.experiment.retraining_time import choose, safe_zone, sweeps
-from rewound.experiment.series import common_densities, dense_band, series_of
+from rewound.experiment.series import common_densities, comparable, dense_band, series_of
 from rewound.experiment.summary import summarize
 from rewound.experiment.verdict import verdict
 
@@ -124,6 +124,34 @@ def test_a_verdict_gives_values_differences_reach_and_what_is_missing(make_run):
     assert "fine-tuning at no density; lr-rewinding down to 0.5 (2x)" in says[2]
     assert says[3].startswith("No dense network trained for as many epochs")
     assert says[4] == "1 of 7 runs failed and are left out."
+
+
+def test_only_what_may_be_compared_is(make_run):
+    runs = [
+        make_run(
+            {1.0: 0.9, 0.5: v + s / 100},
+            technique=t,
+            seed=s,
+            pattern=p,
+            task="toy",
+            task_options={"model": m, "width": 4},
+        )
+        for m in ("mlp", "resnet")
+        for p in ("weight", "channel")
+        for t, v in (("a", 0.7), ("b", 0.8))
+        for s in (0, 1, 2)
+    ]
+    control = make_run(
+        {1.0: 0.95}, rate=0, task="toy", task_options={"model": "mlp", "width": 4}, pattern="weight"
+    )
+    parts = comparable(_study([*runs, control]))
+    assert [name for name, _ in parts] == ["mlp, weight", "mlp, channel", "resnet, weight", "resnet, channel"]
+    assert [len(part["runs"]) for _, part in parts] == [7, 7, 6, 6]
+    says = verdict(_study([*runs, control]))
+    assert sum(sentence.startswith("mlp, channel: ") for sentence in says) == 4
+    assert not any("resnet" in sentence and "mlp" in sentence for sentence in says)
+    assert comparable(_study(runs[:6]))[0][0] == ""
+    assert [one.label for one in series_of(_study(runs))][:2] == ["a, weight, mlp", "b, weight, mlp"]
 
 
 def test_a_verdict_over_many_series_names_the_best_and_the_last(make_run):

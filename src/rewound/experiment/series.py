@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,13 @@ from rewound.experiment.summary import Summary, summarize
 
 Study = Mapping[str, Any]
 Run = Mapping[str, Any]
-_SPEAKS_FOR_ITSELF = ("technique", "criterion", "pattern", "task")  # their values need no name before them
+_SPEAKS_FOR_ITSELF = (
+    "technique",
+    "criterion",
+    "pattern",
+    "task",
+    "task_options.model",
+)  # their values need no name before them
 _TIME = re.compile(r"\d+ ?(ep|epochs?)")
 
 
@@ -102,6 +108,31 @@ def series_of(study: Study) -> list[Series]:
     ]
 
 
+def comparable(study: Study) -> list[tuple[str, Study]]:
+    """Return (name, study) of the parts whose runs may be compared: one task with its options, and one pattern, since a density
+    of channels is no density of weights. What prunes nothing belongs to every part of its task. The name is empty where there
+    is one part.
+    """
+    groups: dict[str, list[Run]] = {}
+    cells: dict[str, dict[str, Any]] = {}
+    for run in study["runs"]:
+        if run["cell"].get("rate") != 0:
+            cell = {key: run["cell"].get(key) for key in ("task", "task_options", "pattern")}
+            cells.setdefault(_spelled(cell), cell)
+            groups.setdefault(_spelled(cell), []).append(run)
+    for run in study["runs"]:
+        if run["cell"].get("rate") == 0:
+            cell = {key: run["cell"].get(key) for key in ("task", "task_options")}
+            fitting = [key for key, one in cells.items() if cell.items() <= one.items()]
+            for key in fitting:
+                groups[key].append(run)
+            if not fitting:
+                cells.setdefault(_spelled(cell), cell)
+                groups.setdefault(_spelled(cell), []).append(run)
+    names = _labels(list(cells.values()), always=()) if len(cells) > 1 else [""]
+    return [(name, {**study, "runs": groups[key]}) for name, key in zip(names, cells)]
+
+
 def common_densities(series: Sequence[Series]) -> list[float]:
     """Return the densities that every seed of every series reached, falling; controls, which prune nothing, left out."""
     reached = [set(_reached_by_all(one)) for one in series if not one.is_control]
@@ -150,14 +181,21 @@ def _reached_by_all(series: Series) -> list[float]:
     return [density for density, values in series.points.items() if set(values) == everyone]
 
 
-def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a name for each cell from the keys in which they differ; the technique always."""
+def _labels(cells: Sequence[Mapping[str, Any]], always: Sequence[str] = ("technique",)) -> list[str]:
+    """Return a name for each cell from the keys in which they differ, and from those that are named always."""
+    cells = [dict(_flat(cell)) for cell in cells]
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
-    keys = [k for k in keys if len({_spelled(cell.get(k)) for cell in cells}) > 1]
-    if "technique" not in keys:
-        keys.insert(0, "technique")
-    keys.sort(key=lambda k: k != "technique")
+    keys = [k for k in keys if k in always or len({_spelled(cell.get(k)) for cell in cells}) > 1]
+    keys = [*always, *(key for key in keys if key not in always)]
     return [", ".join(part for key in keys if (part := _part(key, cell.get(key)))) for cell in cells]
+
+
+def _flat(cell: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in cell.items():
+        if isinstance(value, Mapping) and key in ("task_options", "scope"):
+            yield from ((f"{key}.{inner}", one) for inner, one in value.items())
+        else:
+            yield key, value
 
 
 def _part(key: str, value: Any) -> str:
@@ -166,7 +204,7 @@ def _part(key: str, value: Any) -> str:
     if key == "rate" and value in (0, "one-shot"):
         return "nothing pruned" if value == 0 else "one-shot"
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if key in _SPEAKS_FOR_ITSELF else f"{key} {text}"
+    return text if key in _SPEAKS_FOR_ITSELF else f"{key.rpartition('.')[2]} {text}"
 
 
 def _spelled(value: Any) -> str:

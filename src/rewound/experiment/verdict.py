@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rewound.experiment.comparison import Difference, compare, compare_all, told
 from rewound.experiment.matching import matching
-from rewound.experiment.series import Series, Study, common_densities, dense_band, series_of
+from rewound.experiment.series import Series, Study, common_densities, comparable, dense_band, series_of
 from rewound.experiment.summary import Summary, summarize
 from rewound.experiment.table import counted, number, ratio
 
@@ -22,14 +22,25 @@ _ALL_PAIRS_UP_TO = 4  # series: six pairs; more are compared with one baseline
 def verdict(study: Study, baseline: str | None = None) -> list[str]:
     """Return the sentences; an empty list where nothing finished.
 
-    baseline: label of the series that the others are compared with. Left out, up to four series are compared pair by pair,
-    and more with fine-tuning, or with the first.
+    Only what may be compared is: one task, one pattern (:func:`rewound.experiment.series.comparable`).
+
+    baseline: label of the series that the others are compared with, where it is there. Left out, up to four series are
+    compared pair by pair, and more with fine-tuning, or with the first.
     """
+    says = []
+    for name, part in comparable(study):
+        says += [f"{name}: {sentence}" if name else sentence for sentence in _verdict(part, baseline)]
+    failed = sum(run["status"] == "failed" for run in study["runs"])
+    if failed:
+        says.append(f"{failed} of {len(study['runs'])} runs failed and are left out.")
+    return says
+
+
+def _verdict(study: Study, baseline: str | None) -> list[str]:
     metric, higher = study["metric"]["name"], study["metric"]["higher_is_better"]
     series = series_of(study)
     pruned = [one for one in series if not one.is_control]
     densities = [d for d in common_densities(series) if d < 1]
-    failed = sum(run["status"] == "failed" for run in study["runs"])
     says = []
     if densities:
         at = densities[-1]
@@ -40,10 +51,7 @@ def verdict(study: Study, baseline: str | None = None) -> list[str]:
     band = dense_band(study)
     if band is not None and densities:
         says.append(_how_far(pruned, band, metric, higher))
-    says += _controls(series, metric)
-    if failed:
-        says.append(f"{failed} of {len(study['runs'])} runs failed and are left out.")
-    return says
+    return says + _controls(series, metric)
 
 
 def control_values(series: Series, metric: str) -> dict[int, float]:
@@ -63,6 +71,7 @@ def _compared(
     if baseline is None and len(series) <= _ALL_PAIRS_UP_TO:
         return compare_all(series, density, higher)
     labels = [one.label for one in series]
+    baseline = baseline if baseline in labels else None
     usual = next((one.label for one in series if one.family == "fine-tuning"), labels[0])
     return compare(series, usual if baseline is None else baseline, density, higher)
 
