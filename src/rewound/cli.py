@@ -61,10 +61,13 @@ def run(
     recipe: RecipePath = None,
     set_: Overrides = None,
     folder: FolderOption = None,
+    on: Annotated[
+        str, typer.Option("--on", help="local, dask:ADDRESS of a scheduler, or slurm:KEY=VALUE,...")
+    ] = "local",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment, or go on with it; without a recipe, the demonstration (a minute or two)."""
+    """Run an experiment or a grid, or go on with it; without a recipe, the demonstration (a minute or two)."""
     with _answering(as_json, debug), _ended_by_signals():
         from rewound.experiment.findings import caution
         from rewound.experiment.runner import draw_picture, run_experiment
@@ -72,6 +75,9 @@ def run(
         from rewound.experiment.table import counted, make_table
 
         asked = _recipe(recipe, set_, folder)
+        if hasattr(asked, "runs"):
+            _run_grid(asked, on, as_json, debug)
+            return
         if not as_json:
             runs = f"{counted(len(asked.techniques), 'technique')} x {counted(len(asked.seeds), 'seed')}"
             print(f"{asked.name}: {runs} on {asked.task}, into {asked.place}", flush=True)
@@ -82,7 +88,7 @@ def run(
             trained = True
             return progress(labels, epochs, metric, sys.stderr if as_json else sys.stdout)
 
-        results = run_experiment(asked, show)
+        results = run_experiment(asked, show, on)
         picture = draw_picture(asked.place, results)
         failed = [arm for arm in results["arms"] if arm["status"] != "finished"]
         if as_json:
@@ -107,9 +113,17 @@ def plan(
 ) -> None:
     """Say what would be trained and what it would cost; nothing is run or written."""
     with _answering(as_json, debug):
-        from rewound.experiment.plan import as_lines, make_plan
+        asked = _recipe(recipe, set_, folder)
+        if hasattr(asked, "runs"):
+            from rewound.experiment.grid_plan import as_lines, plan_grid
+            from rewound.experiment.sweep import task_keeper
 
-        _tell(make_plan(_recipe(recipe, set_, folder)), as_lines, as_json)
+            found = plan_grid(asked, task_keeper())
+        else:
+            from rewound.experiment.plan import as_lines, make_plan
+
+            found = make_plan(asked)
+        _tell(found, as_lines, as_json)
 
 
 @app.command()
@@ -240,16 +254,60 @@ def export(
         _tell(found, as_lines, as_json)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Experiments' folders, or folders that hold some.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page's file.")] = Path("report.html"),
+    overlay: Annotated[
+        Path | None, typer.Option(help="A CSV of published points, to be drawn behind one's own.")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="What 'rewound bench --out' wrote; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write what experiments showed as one page: figures, tables, costs and caveats, readable without a network."""
+    with _answering(as_json, debug):
+        from rewound.report.making import as_lines, write_report
+
+        _tell(write_report(runs, out, overlay=overlay, benches=bench or []), as_lines, as_json)
+
+
+def _run_grid(grid: Any, on: str, as_json: bool, debug: bool) -> None:
+    from rewound.experiment.screen import progress
+    from rewound.experiment.sweep import run_grid, summary
+    from rewound.experiment.table import counted
+
+    if not as_json:
+        print(
+            f"{grid.recipe.name}: a grid of {counted(len(grid.runs), 'run')}, into {grid.place}", flush=True
+        )
+
+    def show(labels: Sequence[str], epochs: Sequence[int], metric: str) -> Any:
+        return progress(labels, epochs, metric, sys.stderr if as_json else sys.stdout)
+
+    study = run_grid(grid, show, on=on, command=" ".join(["rewound", *sys.argv[1:]]))
+    if as_json:
+        _print_json(study)
+    elif any(run["status"] == "finished" for run in study["runs"]):
+        print("\n" + "\n".join(summary(study, grid.place)))
+    failed = [run for run in study["runs"] if run["status"] != "finished"]
+    if failed:
+        _tell_failures([{**run, **run["cell"]} for run in failed], debug)
+        raise typer.Exit(1)
+
+
 def _recipe(path: Path | None, overrides: list[str] | None, folder: str | None) -> Any:
     from rewound.experiment.demonstration import DEMONSTRATION
-    from rewound.experiment.recipe import make_recipe, read_recipe
+    from rewound.experiment.grid import make_grid, read_grid
     from rewound.experiment.store import own_recipe
 
     chosen = [*(overrides or []), *([f"folder={json.dumps(folder)}"] if folder else [])]
     if path is None:
-        return make_recipe(DEMONSTRATION.model_dump(mode="json", exclude_none=True), chosen, origin="--set")
+        return make_grid(DEMONSTRATION.model_dump(mode="json", exclude_none=True), chosen, origin="--set")
     path, goes_on = own_recipe(path)
-    return read_recipe(path, [*goes_on, *chosen])
+    return read_grid(path, [*goes_on, *chosen])
 
 
 def _tell_failures(failed: list[dict[str, Any]], debug: bool) -> None:

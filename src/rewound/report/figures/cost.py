@@ -1,0 +1,112 @@
+"""The metric against search cost: what had been trained when a network of that quality was there, in four currencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from rewound.experiment.series import Series
+from rewound.experiment.statistics import density_of
+from rewound.experiment.table import number
+from rewound.report.figures.canvas import INK, ORIGINAL, SHADE, Canvas
+from rewound.report.figures.scales import plain_numbers
+from rewound.report.parts import Panel, Section, Table
+from rewound.report.view import View
+
+# key of a round -> (what a switch calls it, what an axis does)
+CURRENCIES = {
+    "epochs": ("epochs", "epochs trained, all rounds and the original run"),
+    "steps": ("steps", "optimizer steps, all rounds and the original run"),
+    "flops": ("FLOPs, dense", "training FLOPs (2 x multiply-adds), zeros counted"),
+    "sparse_flops": ("FLOPs, sparse", "training FLOPs (2 x multiply-adds) of surviving weights"),
+    "seconds": ("seconds", "seconds of wall-clock time"),
+}
+Points = list[tuple[float, float, float]]  # cost, metric, density
+
+
+def cost_section(view: View) -> Section | None:
+    """Return the section, or None where no cost was counted."""
+    panels = [panel for key in CURRENCIES if (panel := _panel(view, key)) is not None]
+    if not panels:
+        return None
+    says = [
+        "The cost of a network is everything trained until it was there: the original run and all rounds before it. "
+        "Medians over seeds; density falls along a line."
+    ]
+    if any(run.get("search_cost", {}).get("shared_epochs") for one in view.series for run in one.runs):
+        says.append("Original runs that several techniques share are charged to each of them in full.")
+    return Section(
+        "cost", f"{view.metric.capitalize()} against search cost", tuple(says), tuple(panels), "Cost in",
+        tables=(_totals(view),),
+    )  # fmt: skip
+
+
+def _panel(view: View, key: str) -> Panel | None:
+    curves = {k: points for k, one in view.pruned.items() if (points := _points(one, view.metric, key))}
+    if not curves:
+        return None
+    name, axis = CURRENCIES[key]
+    canvas = Canvas(f"cost-{key.replace('_', '-')}")
+    axes = canvas.axes[0]
+    if view.band is not None:
+        axes.axhspan(view.band.smallest, view.band.largest, color=SHADE, linewidth=0, zorder=0)
+        axes.axhline(view.band.median, color=ORIGINAL, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for k, points in curves.items():
+        tips = [f"{view.series[k].label}, density {d:.3g}: {number(v)} after {c:,.4g}" for c, v, d in points]
+        canvas.line(axes, k, [c for c, _, _ in points], [v for _, v, _ in points], tips)
+    axes.set_xlim(left=0)
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis)
+    axes.set_xlabel(axis, color=INK)
+    axes.set_ylabel(f"validation {view.metric}", color=INK)
+    canvas.legend({k: view.series[k].label for k in curves})
+    title = f"Validation {view.metric} against search cost in {name}"
+    figure = canvas.finish(title, f"{len(curves)} series. All numbers are in the table below.")
+    rows = tuple((view.series[k].label, d, c, v) for k, points in curves.items() for c, v, d in points)
+    head = ("series", "density", name, f"median {view.metric}")
+    return Panel(name, figure, Table(f"cost-{key.replace('_', '-')}", title, head, rows))
+
+
+def _points(one: Series, metric: str, key: str) -> Points:
+    """Return medians over seeds, density by density."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for run in one.runs:
+        for density, point in _of_run(run, metric, key).items():
+            found.setdefault(density, []).append(point)
+    return [
+        (median(cost for cost, _ in points), median(value for _, value in points), density)
+        for density, points in sorted(found.items(), reverse=True)
+    ]
+
+
+def _of_run(run: Mapping[str, Any], metric: str, key: str) -> dict[float, tuple[float, float]]:
+    """Return density -> (cost until then, metric) of a run; rounds without a cost end the count."""
+    found: dict[float, tuple[float, float]] = {}
+    total = 0.0
+    rounds = run["rounds"]
+    for place, done in enumerate(rounds):
+        value, cost = done["metrics"].get(metric), done.get(key)
+        if cost is None and key == "seconds" and place == len(rounds) - 1 and not total:
+            cost = run.get("search_cost", {}).get("seconds", run.get("seconds"))
+            done = rounds[run.get("best", place)]
+            value = done["metrics"].get(metric)
+        if cost is None:
+            continue
+        total += cost
+        if value is not None and math.isfinite(value) and place <= run.get("best", place):
+            found.setdefault(round(density_of(done), 6), (total, value))
+    return found
+
+
+def _totals(view: View) -> Table:
+    """What each series cost a seed, discarded rounds included."""
+    keys = [key for key in CURRENCIES if any(one.costs(key) for one in view.series)]
+    rows = []
+    for one in view.series:
+        costs = (one.costs(key).values() for key in keys)
+        rows.append((one.label, len(one.seeds), *(median(c) if c else None for c in costs)))
+    head = ("series", "runs", *(CURRENCIES[key][0] for key in keys))
+    caption = "Search cost of a seed, median: all rounds, those discarded and the original run included"
+    return Table("search-cost", caption, head, tuple(rows))
