@@ -126,6 +126,25 @@ def test_a_verdict_gives_values_differences_reach_and_what_is_missing(make_run):
     assert says[4] == "1 of 7 runs failed and are left out."
 
 
+def test_labels_leave_out_what_most_series_have_in_common(make_run):
+    runs = [
+        make_run({1.0: 0.9, 0.5: 0.8}, technique=t, criterion="magnitude", epochs=10) for t in ("a", "b", "c")
+    ]
+    runs += [make_run({1.0: 0.9}, technique="a", criterion="random", epochs=10)]
+    runs += [make_run({1.0: 0.9}, technique="a", criterion="magnitude", epochs=20)]
+    assert [one.label for one in series_of(_study(runs))] == ["a", "b", "c", "a, random", "a, epochs 20"]
+
+
+def test_more_than_four_series_are_compared_with_learning_rate_rewinding(make_run):
+    names = ("fine-tuning", "x", "lr-rewinding:5ep", "y", "z")
+    runs = [
+        make_run({1.0: 0.9, 0.5: 0.8 + s / 100}, technique=name, seed=s) for name in names for s in (0, 1)
+    ]
+    says = [sentence for sentence in verdict(_study(runs)) if " are equal in all" in sentence]
+    assert len(says) == 4 and all("lr-rewinding:5ep" in sentence for sentence in says)
+    assert sum("fine-tuning" in sentence for sentence in verdict(_study(runs), baseline="x")) > 0
+
+
 def test_only_what_may_be_compared_is(make_run):
     runs = [
         make_run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,12 +183,29 @@ def _reached_by_all(series: Series) -> list[float]:
 
 
 def _labels(cells: Sequence[Mapping[str, Any]], always: Sequence[str] = ("technique",)) -> list[str]:
-    """Return a name for each cell from the keys in which they differ, and from those that are named always."""
+    """Return a name for each cell from the keys in which they differ, and from those that are named always.
+
+    Beside a key that is always there, what more than half of the cells have goes without saying.
+    """
     cells = [dict(_flat(cell)) for cell in cells]
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
     keys = [k for k in keys if k in always or len({_spelled(cell.get(k)) for cell in cells}) > 1]
     keys = [*always, *(key for key in keys if key not in always)]
-    return [", ".join(part for key in keys if (part := _part(key, cell.get(key)))) for cell in cells]
+    usual = {key: value for key in keys if key not in always and always and (value := _usual(cells, key))}
+    return [
+        ", ".join(
+            part
+            for key in keys
+            if usual.get(key) != _spelled(cell.get(key)) and (part := _part(key, cell.get(key)))
+        )
+        for cell in cells
+    ]
+
+
+def _usual(cells: Sequence[Mapping[str, Any]], key: str) -> str | None:
+    """Return what more than half of the cells have under ``key``, spelled."""
+    (value, count), *_ = Counter(_spelled(cell.get(key)) for cell in cells).most_common(1)
+    return value if 2 * count > len(cells) else None
 
 
 def _flat(cell: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

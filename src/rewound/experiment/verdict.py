@@ -25,7 +25,7 @@ def verdict(study: Study, baseline: str | None = None) -> list[str]:
     Only what may be compared is: one task, one pattern (:func:`rewound.experiment.series.comparable`).
 
     baseline: label of the series that the others are compared with, where it is there. Left out, up to four series are
-    compared pair by pair, and more with fine-tuning, or with the first.
+    compared pair by pair, and more with learning-rate rewinding, fine-tuning or the first.
     """
     says = []
     for name, part in comparable(study):
@@ -72,8 +72,9 @@ def _compared(
         return compare_all(series, density, higher)
     labels = [one.label for one in series]
     baseline = baseline if baseline in labels else None
-    usual = next((one.label for one in series if one.family == "fine-tuning"), labels[0])
-    return compare(series, usual if baseline is None else baseline, density, higher)
+    for family in () if baseline else ("lr-rewinding", "fine-tuning"):
+        baseline = baseline or next((one.label for one in series if one.family == family), None)
+    return compare(series, baseline or labels[0], density, higher)
 
 
 def _values(series: Sequence[Series], density: float, metric: str, higher: bool) -> str:
