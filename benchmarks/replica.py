@@ -1,6 +1,6 @@
 """The paper's figures in small, on Fashion-MNIST: accuracy against density and against retraining time, channels, controls.
 
-    python benchmarks/replica.py               # two hours at most on two cores; killed, it goes on where it was
+    python benchmarks/replica.py               # an hour and a half on two idle cores; killed, it goes on where it was
     python benchmarks/replica.py --quick       # a few images and two seeds: does it run?
 
 Runs the recipes in recipes/small, each by ``rewound run``, and reads what they found: nothing here trains. Every choice (the
