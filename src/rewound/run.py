@@ -206,6 +206,12 @@ class Run:
         return dict(self._log[-1]) if self._log else {}
 
     @property
+    def lr(self) -> tuple[float, ...]:
+        """Learning rates that the last optimizer step really used, one a parameter group; empty before a round's first step."""
+        recorder = self._live.recorder
+        return () if recorder is None else recorder.last_lr
+
+    @property
     def result(self) -> Result:
         """The finished rounds so far."""
         return Result(

@@ -216,6 +216,12 @@ class Recorder:
         """Steps recorded so far."""
         return len(self._values) // (self._groups * len(self.names))
 
+    @property
+    def last_lr(self) -> tuple[float, ...]:
+        """Learning rates of the last step, one a group; empty before the first."""
+        width = len(self.names)
+        return tuple(self._values[-self._groups * width :][self.names.index("lr") :: width])
+
     def start_epoch(self) -> None:
         """Note that an epoch begins with the next step."""
         self._starts.append(self.steps)

@@ -1,1 +1,4 @@
-"""Run inside other people's training loops: ``huggingface`` (Trainer) and ``lightning`` (Trainer.fit). Thin adapters."""
+"""Run inside other people's training loops: ``huggingface`` (Trainer) and ``lightning`` (Trainer.fit); ``trackers`` beside any.
+
+Thin adapters.
+"""
