@@ -341,11 +341,12 @@ def matvec(x, weight, bias=None, activation=None, dense=False, threads=1):
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("density", [0, "one", 0.05, 0.5, 1])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (300, 784), (1030, 65), (10, 100)])
-def test_matvec_equals_a_reference(kernels, shape, density, dense):
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (300, 784), (1030, 65), (10, 100), (6, 20000)])
+@pytest.mark.parametrize("zeros", [0, 0.5, 0.9])  # of x: sums go by rows, or by the columns of what is not zero
+def test_matvec_equals_a_reference(kernels, shape, density, dense, zeros):
     rng = np.random.default_rng(5)
     weight, bias = weight_of(rng, shape, density), rng.standard_normal(shape[0]).astype(np.float32)
-    x = np.maximum(rng.standard_normal(shape[1]), 0).astype(np.float32)
+    x = (rng.standard_normal(shape[1]) * (rng.random(shape[1]) >= zeros)).astype(np.float32)
     exact = weight.astype(np.float64) @ x + bias
     y = matvec(x, weight, bias, dense=dense)
     size = np.abs(weight).astype(np.float64) @ np.abs(x) + np.abs(bias)
@@ -360,6 +361,13 @@ def test_zero_activations_are_skipped_but_never_hide_a_weight_that_is_no_number(
     y = matvec(np.array([1.0, 0.0], np.float32), weight)
     assert np.isnan(y[0]), "0 * inf is NaN, as in torch"
     assert y[1] == 2.0
+
+
+def test_rows_that_are_filled_up_do_not_meet_an_infinite_activation(kernels):
+    weight = np.zeros((7, 50), np.float32)
+    weight[0, :5], weight[2, 3] = 1, 2  # lengths 5, 0, 1, 0 ...
+    y = matvec(np.array([np.inf, *range(1, 50)], np.float32), weight)
+    np.testing.assert_array_equal(y, [np.inf, 0, 6, 0, 0, 0, 0])
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ struct Cost {
     const double waits = a.vectors == 1 ? 2.4 : a.vectors * a.lanes <= 64 ? 1.6 : 4.0;  // sums for themselves
     const double tap = a.rows == 1 ? std::max(waits, load + 1.2)
                                    : std::max(rows * vectors, std::max(load + 0.55 * rows, 4.0)) + 1.8;
-    const double moves = a.aligned != 2 ? 0.0 : a.vectors <= 11 ? 3.0 : 3.2;
+    const double moves = a.aligned != 2 ? 0.0 : a.rows > 1 ? 10.0 : a.vectors <= 11 ? 3.0 : 3.2;
     const double visit = rows * vectors * ((a.rows == 1 ? 2.4 : 5.0) + moves) + (a.rows == 1 ? 15.0 : 30.0);
     const bool near = static_cast<double>(each) * floats * 4.0 < 10e3;
     const double lines = a.lanes == 8 ? 1.07 * std::ceil(vectors) : vectors;
@@ -300,12 +300,51 @@ Schedule choose(const ConvSpec& s, const Weight& w, const Schedule& asked, int64
   return best;
 }
 
-// Whether whole columns, zeros and all, are quicker than the nonzeros: those cost about as much each as a dozen weights that a
-// cache holds, or two that memory holds (nanoseconds, measured: benchmarks/kernels.py).
+// Whether whole columns, zeros and all, are quicker than the nonzeros: those cost about as much each as six weights that a
+// cache holds, or one that memory holds; twice that by columns (nanoseconds, measured: benchmarks/kernels.py).
 bool columns_pay(const Weight& w) {
   const double bytes = 4.0 * static_cast<double>(w.out) * static_cast<double>(w.row);
-  const double each = bytes < 768 * 1024 ? 0.04 : bytes < 16.0 * 1024 * 1024 ? 0.1 : 0.26;
-  return bytes / 4 * each < 0.47 * static_cast<double>(w.starts[w.out]);
+  const double dense = bytes < 768 * 1024 ? 0.04 : bytes < 16.0 * 1024 * 1024 ? 0.1 : 0.26;
+  const double each = w.row <= kGather ? 0.24 : 0.47;
+  return bytes / 4 * dense < each * static_cast<double>(w.starts[w.out]);
+}
+
+// The rows of a sparse matrix in fours of about one length, the longest first, entries side by side.
+void pack_fours(const Weight& w, Matvec& made) {
+  MatvecOp& op = made.op;
+  const auto length = [&](int64_t o) { return o < w.out ? w.starts[o + 1] - w.starts[o] : 0; };
+  op.four_per_task = (op.panel + 3) / 4;
+  const int64_t fours = op.tasks * op.four_per_task;
+  int64_t* starts = allocate<int64_t>(made.memory, made.bytes, fours + 1);
+  int32_t* rows = allocate<int32_t>(made.memory, made.bytes, fours * 4);
+  std::fill_n(rows, fours * 4, -1);
+  for (int64_t task = 0; task < op.tasks; ++task) {
+    const int64_t first = task * op.panel;
+    int32_t* order = rows + task * op.four_per_task * 4;
+    const int64_t count = std::min(op.panel, w.out - first);
+    for (int64_t i = 0; i < count; ++i) order[i] = static_cast<int32_t>(i);
+    std::stable_sort(order, order + count, [&](int32_t a, int32_t b) { return length(first + a) > length(first + b); });
+    for (int64_t i = 0; i < op.four_per_task; ++i) {
+      const int64_t four = task * op.four_per_task + i;
+      starts[four + 1] = starts[four] + (order[4 * i] < 0 ? 0 : length(first + order[4 * i]));
+    }
+  }
+  uint16_t* places = allocate<uint16_t>(made.memory, made.bytes, starts[fours] * 4);
+  float* values = allocate<float>(made.memory, made.bytes, starts[fours] * 4);
+  std::fill_n(places, starts[fours] * 4, static_cast<uint16_t>(w.row));
+  for (int64_t i = 0; i < fours * 4; ++i) {
+    if (rows[i] < 0) continue;
+    const int64_t o = i / 4 / op.four_per_task * op.panel + rows[i];
+    for (int64_t k = 0; k < length(o); ++k) {
+      const int64_t at = (starts[i / 4] + k) * 4 + i % 4;
+      places[at] = static_cast<uint16_t>(w.places[w.starts[o] + k]);
+      values[at] = w.values[w.starts[o] + k];
+    }
+  }
+  op.four_starts = starts;
+  op.four_rows = rows;
+  op.four_places = places;
+  op.four_values = values;
 }
 
 }  // namespace
@@ -489,6 +528,7 @@ Matvec pack_matvec(const Weight& w, const float* bias, Activation activation) {
   op.starts = starts;
   op.rows = rows;
   op.values = sorted;
+  if (w.row <= kGather) pack_fours(w, made);
   return made;
 }
 

@@ -83,7 +83,10 @@ Conv pack(const ConvSpec& spec, const Weight& weight, const float* bias, Schedul
 constexpr int64_t kPanel = 1024;   // rows of a matrix-vector task: columns as long as that stream well
 constexpr int64_t kColumns = 256;  // that are summed before they join the rest
 
-// One vector times a fixed matrix, by columns: entries of x that are zero cost nothing.
+constexpr int64_t kGather = 16384;  // entries of x that fit a task's own copy
+
+// One vector times a fixed matrix: by columns, where entries of x that are zero cost nothing, or by rows, where an entry that is
+// not costs half as much. Both forms of a sparse matrix are kept, and x decides.
 struct MatvecOp {
   int64_t in = 0, out = 0;
   int64_t panel = 0;                     // rows of a task
@@ -94,6 +97,13 @@ struct MatvecOp {
   const float* values = nullptr;         // dense: [tasks][in][panel rounded up to 16]
   const float* bias = nullptr;           // [out]
   Activation activation;
+
+  // By rows, four at a time, of about one length: null where in > kGather or dense.
+  const int64_t* four_starts = nullptr;  // [tasks * four_per_task + 1], in fours of entries
+  int64_t four_per_task = 0;
+  const uint16_t* four_places = nullptr;  // of x; `in` is a zero that fills up the shorter ones
+  const float* four_values = nullptr;
+  const int32_t* four_rows = nullptr;     // [tasks * four_per_task * 4], within the panel, or -1
 };
 
 struct Matvec {

@@ -374,20 +374,69 @@ REWOUND_INLINE void add_whole_columns(const MatvecOp& op, const float* w, int64_
   }
 }
 
+// sums = fours of rows times x, whose entry `in` is zero. Entries of x are gathered one by one, which is quicker than the
+// processor's own gathering, and multiplied together.
+REWOUND_INLINE void sum_fours(const MatvecOp& op, int64_t task, const float* x, float* sums) {
+  constexpr int64_t kEntries = 2 * kColumns;
+  for (int64_t four = task * op.four_per_task; four < (task + 1) * op.four_per_task; ++four) {
+    const uint16_t* place = op.four_places + 4 * op.four_starts[four];
+    const float* w = op.four_values + 4 * op.four_starts[four];
+    const auto product = [&]() __attribute__((always_inline)) {
+      V4 v;
+      std::memcpy(&v, w, sizeof v);
+      const V4 found = {x[place[0]], x[place[1]], x[place[2]], x[place[3]]};
+      place += 4, w += 4;
+      return v * found;
+    };
+    V4 sum = {};
+    for (int64_t left = op.four_starts[four + 1] - op.four_starts[four]; left > 0; left -= kEntries) {
+      const int64_t count = left < kEntries ? left : kEntries;
+      V4 even = {}, odd = {};
+      for (int64_t i = 0; i < count / 2; ++i) even += product(), odd += product();
+      if (count % 2 != 0) even += product();
+      sum += even + odd;
+    }
+    for (int i = 0; i < 4; ++i)
+      if (op.four_rows[4 * four + i] >= 0) sums[op.four_rows[4 * four + i]] = sum[i];
+  }
+}
+
+// Whether few enough entries of x are not zero that a sum by columns, which skips them, is quicker; x is copied on the way.
+REWOUND_INLINE bool mostly_zero(const float* x, int64_t n, float* copy) {
+  I zeros = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const V v = load(x + i);
+    store(copy + i, v);
+    zeros -= v == V{};
+  }
+  int64_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found += zeros[lane];
+  for (; i < n; ++i) copy[i] = x[i], found += x[i] == 0.0f;
+  return 5 * found > 3 * n;
+}
+
 void matvec(const MatvecOp& op, const float* x, float* y, const float* residual, int64_t task) {
   const int64_t first = task * op.panel, rows = op.out - first < op.panel ? op.out - first : op.panel;
   const int64_t width = (op.panel + 15) / 16 * 16;
   float* to = y + first;
   float sums[kPanel];
   for (int64_t i = 0; i < rows; ++i) to[i] = op.bias[first + i] + (residual != nullptr ? residual[first + i] : 0.0f);
-  for (int64_t j = 0; j < op.in; j += kColumns) {  // long sums in two levels: their rounding errors grow more slowly
-    const Part columns = {j, j + kColumns < op.in ? j + kColumns : op.in};
-    for (int64_t i = 0; i < rows; ++i) sums[i] = 0.0f;
-    if (op.starts != nullptr)
-      add_columns(op, op.starts + task * op.in, x, columns, sums);
-    else
-      add_whole_columns(op, op.values + task * op.in * width, width, x, columns, rows, sums);
+  float copy[kGather + 1];
+  if (op.four_starts != nullptr && !(mostly_zero(x, op.in, copy) && op.skip)) {
+    copy[op.in] = 0.0f;
+    sum_fours(op, task, copy, sums);
     for (int64_t i = 0; i < rows; ++i) to[i] += sums[i];
+  } else {
+    for (int64_t j = 0; j < op.in; j += kColumns) {  // long sums in two levels: their rounding errors grow more slowly
+      const Part columns = {j, j + kColumns < op.in ? j + kColumns : op.in};
+      for (int64_t i = 0; i < rows; ++i) sums[i] = 0.0f;
+      if (op.starts != nullptr)
+        add_columns(op, op.starts + task * op.in, x, columns, sums);
+      else
+        add_whole_columns(op, op.values + task * op.in * width, width, x, columns, rows, sums);
+      for (int64_t i = 0; i < rows; ++i) to[i] += sums[i];
+    }
   }
   if (op.activation.kind != Act::kNone) activate(op.activation, to, rows);
 }

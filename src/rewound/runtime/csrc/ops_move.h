@@ -25,10 +25,8 @@ REWOUND_INLINE void take(float* to, const float* from, int64_t n, int64_t step) 
   int64_t i = 0;
   if (step == 2) {
     for (; i + kLanes < n; i += kLanes) store(to + i, every_second(from + i * 2));
-    if (n - i < kLanes) {
-      store(to + i, every_second(from + i * 2, n - i), n - i);
-      return;
-    }
+    if (i < n) store(to + i, every_second(from + i * 2, n - i), n - i);
+    return;
   }
   for (; i < n; ++i) to[i] = from[i * step];
 }

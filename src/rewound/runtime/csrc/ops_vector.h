@@ -133,7 +133,7 @@ REWOUND_INLINE V every_second(const float* p) {
   return even_lanes(load(p), load(p + kLanes), std::make_index_sequence<kLanes>());
 }
 
-// The same of which the first n < kLanes lanes are wanted: nothing beyond p[2 * n - 2] is touched.
+// The same of which the first n <= kLanes lanes are wanted: nothing beyond p[2 * n - 2] is touched.
 REWOUND_INLINE V every_second(const float* p, int64_t n) {
   const int64_t count = 2 * n - 1;
   return count < kLanes ? even_lanes(load(p, count), V{}, std::make_index_sequence<kLanes>())
