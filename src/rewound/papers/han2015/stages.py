@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Stage:
 def han2015(
     model: nn.Module,
     optimizer: Optimizer,
-    qualities: Sequence[float | Mapping[str, float]],
+    qualities: Iterable[float | Mapping[str, float]],
     *,
     scope: ScopeLike = None,
     structure: Structure | None = None,
@@ -45,7 +45,8 @@ def han2015(
     """Prune and let the caller retrain, stage by stage: in each round first the dense layers, the convolutions frozen, then the
     convolutions, the dense layers frozen. A network with one kind has one stage a round.
 
-    qualities: of each round, one for all tensors or by name (:func:`threshold_mask`). structure: of the model
+    qualities: of each round, one for all tensors or by name (:func:`threshold_mask`); asked for when the round begins, so that
+    a generator can scan the network as it then is (:func:`sensitivity`). structure: of the model
     (``rewound.find_units``), to remove dead units after each pruning; None leaves them. dropout: adjust it to the connections
     left. Survivors go on from their weights. The body of the loop retrains with whatever optimizer settings it likes; the paper
     divides the learning rate of the original training by 10 (LeNet) or 100 (AlexNet).
@@ -66,13 +67,10 @@ def han2015(
     2 dense ['2.weight', '2.bias'] 0.57
     2 convolution ['0.weight', '0.bias'] 0.53
     """
-    if not qualities:
-        raise ValueError(
-            "'qualities' must name one quality parameter, or one by tensor, for each round (got none)"
-        )
     kinds = _kinds(model, scope)
     names = as_scope(model, scope).names
     mask, held = threshold_mask(model, 0.0, scope=scope), None
+    round = 0
     for round, quality in enumerate(qualities, start=1):
         asked = dict(quality) if isinstance(quality, Mapping) else dict.fromkeys(names, quality)
         for kind, weights in kinds.items():
@@ -88,6 +86,10 @@ def han2015(
             held = Guard(optimizer, model, mask)
             with _training(model, kinds[kind]):
                 yield Stage(round, kind, mask, rates, dead)
+    if round == 0:
+        raise ValueError(
+            "'qualities' must give one quality parameter, or one by tensor, for each round (got none)"
+        )
 
 
 def _kinds(model: nn.Module, scope: ScopeLike) -> dict[str, set[str]]:
