@@ -122,6 +122,18 @@ def test_layers_of_one_kind_train_while_the_others_stand_still(net):
     assert last.densities["6.weight"] > last.densities["3.weight"]  # round 2 names other layers
 
 
+def test_a_generator_of_qualities_sees_the_network_as_each_round_finds_it(net):
+    optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+
+    def qualities():
+        for quality in (0.8, 0.4):
+            seen.append(sum(int((p == 0).sum()) for p in net.parameters()))
+            yield quality
+
+    stages = list(han2015(net, optimizer, qualities()))
+    assert len(stages) == 4 and seen[0] == 0 < seen[1] == stages[1].mask.size - stages[1].mask.kept
+
+
 def test_a_loop_left_early_freezes_nothing(net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     net[0].bias.requires_grad_(False)
@@ -137,7 +149,7 @@ def test_what_the_loop_cannot_do_is_refused():
     with pytest.raises(ValueError, match="neither of a dense layer nor of a convolution"):
         next(han2015(model, torch.optim.SGD(model.parameters(), lr=0.1), [0.5]))
     with pytest.raises(ValueError, match="got none"):
-        next(han2015(model, torch.optim.SGD(model.parameters(), lr=0.1), []))
+        next(han2015(nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), []))
 
 
 def test_dropout_falls_with_the_square_root_of_the_connections(net):
