@@ -109,6 +109,26 @@ def test_test_is_known_at_the_end_of_a_run_only(make_run):
     assert choose(sweep, 0.25, "accuracy").epochs == 1  # of equal ones the shortest
 
 
+def test_runs_that_prune_once_have_their_test_at_each_density(make_run):
+    runs = [
+        make_run(
+            {1.0: 0.9, d: 0.8 - t / 100},
+            technique=f"lr-rewinding:{t}ep",
+            t=t,
+            rate="one-shot",
+            until=d,
+            test=d,
+        )
+        for d in (0.5, 0.25)
+        for t in (1, 2)
+    ]
+    (sweep,) = sweeps(series_of(_study(runs)))
+    assert [choose(sweep, d, "accuracy").test.mean for d in (0.5, 0.25)] == [0.5, 0.25]
+    mixed = [*runs[:2], *(make_run({1.0: 0.9, 0.5: 0.8}, until=d) for d in (0.5, 0.4))]
+    labels = [one.label for one in series_of(_study(mixed))]
+    assert labels[0] == "lr-rewinding:1ep, one-shot" and labels[2] == "lr-rewinding, rate 0.2, until 0.5"
+
+
 def test_a_verdict_gives_values_differences_reach_and_what_is_missing(make_run):
     runs = [
         make_run({1.0: 0.90 + s / 100, 0.5: v + s / 100}, technique=name, seed=s)

@@ -62,7 +62,7 @@ def sweeps(series: Sequence[Series]) -> list[Sweep]:
 def choose(sweep: Sweep, density: float, metric: str, higher_is_better: bool = True) -> Choice:
     """Choose t by the median validation metric over seeds (as Renda et al. 2020); of equal ones, the shortest.
 
-    The test metric is given where ``density`` is the last of the chosen runs: only there is it measured. Raises ``ValueError``
+    The test metric is given where the chosen runs end at ``density``: only there is it measured. Raises ``ValueError``
     where no t reached the density.
     """
     found = sweep.at(density)
@@ -71,7 +71,7 @@ def choose(sweep: Sweep, density: float, metric: str, higher_is_better: bool = T
     sign = 1 if higher_is_better else -1
     t = max(found, key=lambda t: (sign * found[t].median, -t))
     chosen = dict(sweep.series)[t]
-    tests = chosen.tests(metric) if density == min(chosen.points) else {}
+    tests = chosen.tests(metric, density)
     return Choice(sweep.family, density, t, found[t], summarize(tests.values()) if tests else None)
 
 

@@ -73,14 +73,19 @@ class Series:
         values = self.points.get(density)
         return summarize(values.values()) if values else None
 
-    def tests(self, metric: str) -> dict[int, float]:
-        """Return seed -> the metric on the test split, read once, for the network at the end of the run.
+    def tests(self, metric: str, density: float | None = None) -> dict[int, float]:
+        """Return seed -> the metric on the test split of the runs that end at ``density``, or at the series' last.
 
-        Where runs of several densities make the series (one-shot), those of the last density.
+        Test is read once a run, for the network at its end: a run has none for the densities it came through.
         """
-        last = {_seed(run): run for run in sorted(self.runs, key=_end, reverse=True)}
-        found = {seed: (run.get("test") or {}).get(metric) for seed, run in sorted(last.items())}
-        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
+        ends = {k: round(_end(run), 6) for k, run in enumerate(self.runs)}
+        wanted = min(ends.values(), default=1.0) if density is None else round(density, 6)
+        found = {
+            _seed(run): (run.get("test") or {}).get(metric)
+            for k, run in enumerate(self.runs)
+            if ends[k] == wanted
+        }
+        return {s: v for s, v in sorted(found.items()) if v is not None and math.isfinite(v)}
 
     def costs(self, key: str) -> dict[int, float]:
         """Return seed -> search cost of all rounds, those discarded included: "epochs", "steps", "flops", "sparse_flops",
@@ -196,7 +201,7 @@ def _labels(cells: Sequence[Mapping[str, Any]], always: Sequence[str] = ("techni
         ", ".join(
             part
             for key in keys
-            if usual.get(key) != _spelled(cell.get(key)) and (part := _part(key, cell.get(key)))
+            if key in cell and usual.get(key) != _spelled(cell[key]) and (part := _part(key, cell[key]))
         )
         for cell in cells
     ]
@@ -218,7 +223,7 @@ def _flat(cell: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _part(key: str, value: Any) -> str:
     if value is None:
-        return "" if key in _SPEAKS_FOR_ITSELF else f"{key} as the task has it"
+        return "" if key in _SPEAKS_FOR_ITSELF else f"{key.rpartition('.')[2]} as the task has it"
     if key == "rate" and value in (0, "one-shot"):
         return "nothing pruned" if value == 0 else "one-shot"
     text = value if isinstance(value, str) else json.dumps(value)
