@@ -264,14 +264,33 @@ def report(
     bench: Annotated[
         list[Path] | None, typer.Option(help="What 'rewound bench --out' wrote; may be repeated.")
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the page while runs go on, on this machine only; writes nothing."),
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of --watch; 0 takes a free one.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write what experiments showed as one page: figures, tables, costs and caveats, readable without a network."""
     with _answering(as_json, debug):
-        from rewound.report.making import as_lines, write_report
+        from rewound.report.making import as_lines, live_page, write_report
 
-        _tell(write_report(runs, out, overlay=overlay, benches=bench or []), as_lines, as_json)
+        if watch:
+            _watch(runs, live_page(runs, overlay=overlay, benches=bench or []), port, as_json)
+        else:
+            _tell(write_report(runs, out, overlay=overlay, benches=bench or []), as_lines, as_json)
+
+
+def _watch(runs: list[Path], make: Callable[[str], str], port: int, as_json: bool) -> None:
+    from rewound.report.watch import Live, serve, url_of
+
+    with serve(Live(runs, make), port) as server:
+        url = url_of(server)
+        _tell({"url": url}, lambda _: [f"Live at {url} (this machine only); Ctrl-C ends it."], as_json)
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _run_grid(grid: Any, on: str, as_json: bool, debug: bool) -> None:

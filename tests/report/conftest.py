@@ -1,5 +1,6 @@
 """Studies made of nothing but arithmetic, and a browser where there is one."""
 
+import json
 import random
 import shutil
 
@@ -75,6 +76,27 @@ def make_study():
         }
 
     return make
+
+
+@pytest.fixture
+def write_grid():
+    """Return a function: folder, study -> the folder, as a grid that has come so far leaves it."""
+
+    def write(place, study):
+        (place / "runs").mkdir(parents=True, exist_ok=True)
+        about = {key: study[key] for key in ("name", "task", "metric", "command", "versions", "machine")}
+        asked = {
+            run["key"]: {"label": run["label"], "cell": run["cell"], "original": None}
+            for run in study["runs"]
+        }
+        (place / "recipe.toml").write_text(study["recipe"])
+        (place / "grid.json").write_text(json.dumps({**about, "runs": asked}))
+        for run in study["runs"]:
+            if run["status"] == "finished":
+                (place / "runs" / f"{run['key']}.json").write_text(json.dumps(run))
+        return place
+
+    return write
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from rewound.report.figures.losses import losses_section
 from rewound.report.figures.rates import rates_section
 from rewound.report.making import make_page, read_bench
 from rewound.report.overlay import read_overlay
-from rewound.report.reading import from_results
 from rewound.report.view import View
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)> $x^2$ \\input{x} \x07"
@@ -133,6 +132,32 @@ def test_lower_may_be_better_and_values_may_be_large(make_study):
     assert "lower is better" in page and "percentage points" not in page
 
 
+def test_what_must_not_be_compared_has_figures_of_its_own(make_study):
+    study, units = make_study(), make_study(tensors=4)
+    for run in study["runs"]:
+        run["cell"]["pattern"] = "weight"
+    for run in units["runs"]:
+        run["cell"]["pattern"] = "channel"
+        run["label"] += ", channel"
+        for done in run["rounds"]:
+            done["unit_density"] = done["density"]
+    page = make_page({**study, "runs": study["runs"] + units["runs"]})
+    assert [title for title in titles(page) if "against density" in title] == [
+        "Accuracy against density: weight",
+        "Accuracy against density: channel",
+    ]
+    assert re.findall(r'data-shows="(\d+)"', page) == ["0", "1", "2", "3"]
+    assert (
+        "channel: lr-rewinding" in page
+        and "kept / prunable units" in page
+        and "kept / prunable weights" in page
+    )
+    read = Page(page)
+    assert len(read.ids) == len(set(read.ids))
+    files = re.findall(r'download="([^"]*)"', page)
+    assert len(files) == len(set(files))
+
+
 def test_hostile_names_stay_text(make_study):
     study = make_study({HOSTILE: 0.1, "_private": 0.2}, name=HOSTILE, task=HOSTILE)
     study["recipe"] = study["command"] = HOSTILE
@@ -245,19 +270,8 @@ def test_loss_curves_come_from_the_folder_where_results_are_slim(real_run):
     assert [row[2:4] for row in table.rows[3:6]] == [(0, 3), (1, 0), (1, 1)]
 
 
-def write_experiment(place, study):
-    place.mkdir()
-    arms = [
-        {**run, **{k: run["cell"][k] for k in ("technique", "seed")}, "folder": "arms/x"}
-        for run in study["runs"]
-    ]
-    about = {key: study[key] for key in ("name", "task", "metric")}
-    recipe = {"task": study["task"]["name"], "rate": 0.2, "seeds": [0], "techniques": []}
-    (place / "results.json").write_text(json.dumps({**about, "recipe": recipe, "arms": arms}))
-
-
-def test_the_command_writes_a_page(tmp_path, make_study):
-    write_experiment(tmp_path / "one", make_study())
+def test_the_command_writes_a_page(tmp_path, make_study, write_grid):
+    write_grid(tmp_path / "one", make_study())
     out = tmp_path / "sub" / "page.html"
     done = CliRunner().invoke(app, ["report", str(tmp_path / "one"), "-o", str(out), "--json"])
     assert done.exit_code == 0, done.output
@@ -265,31 +279,32 @@ def test_the_command_writes_a_page(tmp_path, make_study):
     assert out.read_text().startswith("<!doctype html>")
 
 
-def test_several_experiments_share_a_page(tmp_path, make_study):
-    write_experiment(tmp_path / "one", make_study({"fine-tuning": 0.1}))
-    write_experiment(tmp_path / "two", make_study({"lr-rewinding": 0.1}))
-    done = CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(tmp_path / "r.html"), "--json"])
+def test_several_grids_share_a_page(tmp_path, make_study, write_grid):
+    for name, technique in (("one", "fine-tuning"), ("two", "lr-rewinding")):
+        study = make_study({technique: 0.1})
+        for run in study["runs"]:
+            run["key"] = name + run["key"]
+        write_grid(tmp_path / name, study)
+    out = tmp_path / "r.html"
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(out), "--json"])
     assert json.loads(done.stdout)["runs"] == 6
-    write_experiment(tmp_path / "three", make_study(task="other"))
-    done = CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(tmp_path / "r2.html")])
-    assert done.exit_code == 2 and not (tmp_path / "r2.html").exists()
-    assert (
-        "different experiments: task 'toy' and 'other'" in done.stderr or "'other' and 'toy'" in done.stderr
-    )
+    assert re.findall(r'data-shows="(\d+)"', out.read_text()) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere"], "nowhere is no experiment"),
+        (["nowhere"], "there is no folder 'nowhere'"),
         (["one", "--overlay", "none.csv"], "there is no overlay"),
         (["one", "--bench", "none.json"], "there is no measurement"),
         (["one", "-o", "."], "is a folder"),
     ],
 )
-def test_what_is_missing_is_said_and_nothing_written(tmp_path, make_study, monkeypatch, arguments, says):
+def test_what_is_missing_is_said_and_nothing_written(
+    tmp_path, make_study, write_grid, monkeypatch, arguments, says
+):
     monkeypatch.chdir(tmp_path)
-    write_experiment(tmp_path / "one", make_study())
+    write_grid(tmp_path / "one", make_study())
     done = CliRunner().invoke(app, ["report", *arguments])
     assert done.exit_code == 2 and says in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
@@ -300,12 +315,3 @@ def test_a_measurement_that_is_none_is_refused(tmp_path):
     path.write_text('{"name": "x"}')
     with pytest.raises(ValueError, match="has no zeros, threads, verdict, rows"):
         read_bench(path)
-
-
-def test_cells_are_what_sets_runs_apart(make_study, tmp_path):
-    results = {"name": "x", "task": {"name": "t"}, "metric": {"name": "accuracy", "higher_is_better": True}}
-    arm = {"technique": "lr-rewinding", "seed": 3, "folder": "arms/a", "status": "failed", "rounds": []}
-    recipe = {"task": "t", "rate": 0.2, "techniques": ["lr-rewinding"], "seeds": [3], "workers": 2}
-    run = from_results({**results, "recipe": recipe, "arms": [arm]}, tmp_path)["runs"][0]
-    assert run["cell"] == {"task": "t", "rate": 0.2, "technique": "lr-rewinding", "seed": 3}
-    assert run["folder"] == str(tmp_path / "arms/a")

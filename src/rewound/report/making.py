@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rewound.experiment.store import write_text
+from rewound.experiment.study import read_study
 from rewound.experiment.table import counted
 from rewound.report.figures.budget import budget_section
 from rewound.report.figures.cost import cost_section
@@ -18,7 +19,7 @@ from rewound.report.figures.layers import layers_section
 from rewound.report.figures.losses import losses_section
 from rewound.report.figures.rates import rates_section
 from rewound.report.overlay import Overlay, read_overlay
-from rewound.report.reading import read
+from rewound.report.parts import Section
 from rewound.report.render import render
 from rewound.report.sections import caveats_section, provenance_section, runs_section, verdict_section
 from rewound.report.view import View
@@ -37,7 +38,7 @@ def write_report(
     """
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the page a file name, such as {out / 'report.html'}")
-    study = read(paths)
+    study = read_study(paths)
     published = read_overlay(overlay) if overlay else []
     page = make_page(study, overlays=published, benches=[read_bench(path) for path in benches])
     write_text(out, page)
@@ -49,6 +50,21 @@ def write_report(
     }
 
 
+def live_page(
+    paths: Sequence[Path], *, overlay: Path | None = None, benches: Sequence[Path] = ()
+) -> Callable[[str], str]:
+    """Return ``function(version) -> page`` for :class:`rewound.report.watch.Live`; files beside the runs are read now, once.
+
+    Raises ``FileNotFoundError`` for a folder that is not there, and what :func:`write_report` raises for the other files.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(path)!r} to watch")
+    published = read_overlay(overlay) if overlay else []
+    measured = [read_bench(path) for path in benches]
+    return lambda version: make_page(read_study(paths), overlays=published, benches=measured, live=version)
+
+
 def make_page(
     study: Mapping[str, Any],
     *,
@@ -57,8 +73,40 @@ def make_page(
     live: str = "",
 ) -> str:
     """Return the page of a study."""
-    view = View.of(study)
-    drawn = {
+    view, parts = View.of(study), View.parts_of(study)
+    sections: list[Section] = []
+    absent: dict[str, None] = {}
+    for part in parts:
+        for name, section in _drawn(part, overlays, () if sections else benches).items():
+            if section is None:
+                absent[f"{part.name}: {name}" if part.name else name] = None
+            else:
+                sections.append(section.of_part(part.name, part.tag))
+    finished = sum(run["status"] == "finished" for run in study["runs"])
+    direction = "higher is better" if view.higher else "lower is better"
+    of = f"{finished} of {counted(len(study['runs']), 'run')} finished"
+    return render(
+        study["name"],
+        f"{study['task']['name']}, judged by validation {view.metric} ({direction}); {of}.",
+        [
+            verdict_section(study, parts),
+            *sections,
+            caveats_section(view, list(absent)),
+            runs_section(view),
+            provenance_section(study),
+        ],
+        names={k: label for part in parts for k, label in part.names.items()},
+        published=[overlay.label for overlay in overlays],
+        made=f"Made on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
+        live=live,
+    )
+
+
+def _drawn(
+    view: View, overlays: Sequence[Overlay], benches: Sequence[Mapping[str, Any]]
+) -> dict[str, Section | None]:
+    """Return what there is to see -> its section, or None where there is nothing."""
+    return {
         "metric against density": density_section(view, overlays),
         "metric against retraining time (no technique was run with two of them)": budget_section(view),
         "metric against search cost": cost_section(view),
@@ -67,25 +115,6 @@ def make_page(
         "learning rates (no run left a trace)": rates_section(view),
         "loss curves (no run left a log)": losses_section(view),
     }
-    sections = [
-        verdict_section(view),
-        *(section for section in drawn.values() if section is not None),
-        caveats_section(view, [name for name, section in drawn.items() if section is None]),
-        runs_section(view),
-        provenance_section(study),
-    ]
-    finished = sum(run["status"] == "finished" for run in study["runs"])
-    direction = "higher is better" if view.higher else "lower is better"
-    of = f"{finished} of {counted(len(study['runs']), 'run')} finished"
-    return render(
-        study["name"],
-        f"{study['task']['name']}, judged by validation {view.metric} ({direction}); {of}.",
-        sections,
-        names=view.names,
-        published=[overlay.label for overlay in overlays],
-        made=f"Made on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
-        live=live,
-    )
 
 
 def read_bench(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Cell = str | float | int | None
 
@@ -39,6 +39,10 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     shown: bool = True
+
+    def tagged(self, tag: str) -> Table:
+        """Return the table under another file name."""
+        return replace(self, name=self.name + tag)
 
     @property
     def csv(self) -> str:
@@ -101,6 +105,18 @@ class Section:
     tables: tuple[Table, ...] = ()
     texts: tuple[tuple[str, str], ...] = ()  # (title, text to be copied): a recipe, a command
 
+    def of_part(self, name: str, tag: str) -> Section:
+        """Return the section as that of a part of a study: named, and unique among those of other parts."""
+        return replace(
+            self,
+            key=self.key + tag,
+            title=f"{self.title}: {name}" if name else self.title,
+            panels=tuple(
+                replace(panel, table=panel.table and panel.table.tagged(tag)) for panel in self.panels
+            ),
+            tables=tuple(table.tagged(tag) for table in self.tables),
+        )
+
 
 def shown(cell: Cell) -> str:
     """Return a cell as people read it: four significant figures, thousands parted.
@@ -112,8 +128,8 @@ def shown(cell: Cell) -> str:
         return "-"
     if isinstance(cell, str):
         return cell
-    if isinstance(cell, int) and abs(cell) < 1e7:
-        return f"{cell:,}"
+    if abs(cell) < 1e7 and cell == int(cell):
+        return f"{cell:,.0f}"
     return f"{cell:.4g}"
 
 

@@ -18,10 +18,10 @@ from rewound.report.parts import Cell, Section, Table
 from rewound.report.view import View, kept_rounds
 
 
-def verdict_section(view: View) -> Section:
-    """Return the answer: sentences with their uncertainty, and the table they rest on."""
-    says = verdict(view.study) or ["No run has finished yet, so there is nothing to say."]
-    tables = (_main_table(view),) if view.series else ()
+def verdict_section(study: Mapping[str, Any], views: Sequence[View]) -> Section:
+    """Return the answer: sentences with their uncertainty, and the tables they rest on, one a part."""
+    says = verdict(study) or ["No run has finished yet, so there is nothing to say."]
+    tables = tuple(_main_table(view).tagged(view.tag) for view in views if view.series)
     return Section("verdict", "What was found", tuple(says), tables=tables)
 
 
@@ -72,14 +72,17 @@ def caveats_section(view: View, absent: Sequence[str]) -> Section:
         *caution({"task": view.study["task"]}),
     ]
     pruned = view.pruned.values()
-    if pruned and min(len(one.seeds) for one in pruned) < 3:
+    if pruned and min(len(set(one.seeds)) for one in pruned) < 3:
         says.append(
             "Fewer than three seeds: a range of two, or of one, says little of what another seed would bring."
         )
     if view.what == "units":
         says.append("Densities count units; of the parameters more or fewer go with them.")
     collapsed = [
-        run for one in view.series for run in one.runs if any(r.get("collapsed") for r in run["rounds"])
+        run
+        for one in view.series.values()
+        for run in one.runs
+        if any(r.get("collapsed") for r in run["rounds"])
     ]
     if collapsed:
         first = max(density_of(r) for run in collapsed for r in run["rounds"] if r.get("collapsed"))
@@ -87,7 +90,7 @@ def caveats_section(view: View, absent: Sequence[str]) -> Section:
             f"In {counted(len(collapsed), 'run')} nothing survived of some tensor (layer collapse), from density {first:.3g} on; "
             "other allocations (uniform, erk, lamp) spread the pruning more evenly."
         )
-    stopped = sum(bool(run.get("stopped")) for one in view.series for run in one.runs)
+    stopped = sum(bool(run.get("stopped")) for one in view.series.values() for run in one.runs)
     if stopped:
         says.append(f"{counted(stopped, 'run')} stopped by a metric: the round that fell short is left out.")
     unfinished = sum(run["status"] in ("running", "waiting") for run in view.study["runs"])
@@ -100,16 +103,16 @@ def caveats_section(view: View, absent: Sequence[str]) -> Section:
 
 def _main_table(view: View) -> Table:
     """A row a series: median and range at a few densities, the test metric, and what a seed cost."""
-    densities = [d for d in milestones(common_densities(view.series), 5) if d < 1]
+    densities = [d for d in milestones(common_densities(list(view.series.values())), 5) if d < 1]
     rows = []
-    for one in view.series:
+    for one in view.series.values():
         at = [one.summary(density) for density in (1.0, *densities)]
         tests = one.tests(view.metric)
         epochs = one.costs("epochs")
         rows.append(
             (
                 one.label,
-                len(one.seeds),
+                len(set(one.seeds)),
                 *(None if s is None else _spread(s) for s in at),
                 _spread(summarize(tests.values())) if tests else None,
                 summarize(epochs.values()).median if epochs else None,
@@ -117,7 +120,8 @@ def _main_table(view: View) -> Table:
         )
     heads = (f"at {d:.3g} ({ratio(d)})" for d in densities)
     head = ("series", "seeds", "original", *heads, "test, at the end", "epochs of search")
-    caption = f"Validation {view.metric}: median over seeds (smallest-largest)"
+    part = f"{view.name}: validation" if view.name else "Validation"
+    caption = f"{part} {view.metric}, median over seeds (smallest-largest)"
     return Table("results", caption, head, tuple(rows))
 
 

@@ -15,7 +15,7 @@ from rewound.report.view import View
 
 def budget_section(view: View) -> Section | None:
     """Return the section, or None where no technique was run with two retraining times."""
-    found = sweeps(view.series)
+    found = sweeps(list(view.series.values()))
     densities = _shared(found)
     if not densities:
         return None
@@ -51,7 +51,7 @@ def _shared(found: list[Sweep]) -> list[float]:
 
 
 def _figure(view: View, found: list[Sweep], density: float, n: int) -> Any:
-    canvas = Canvas(f"budget-{n}")
+    canvas = Canvas(f"budget-{n}{view.tag}")
     axes = canvas.axes[0]
     length = _original_length(view)
     if length:
@@ -96,7 +96,7 @@ def _share_of_length(axes: Any, length: int) -> None:
 
 def _original_length(view: View) -> int | None:
     """T, where all runs share it."""
-    found = {run["rounds"][0]["epochs"] for one in view.series for run in one.runs if run["rounds"]}
+    found = {run["rounds"][0]["epochs"] for one in view.series.values() for run in one.runs if run["rounds"]}
     return found.pop() if len(found) == 1 and 0 not in found else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -119,22 +119,27 @@ class Canvas:
                     solid_capstyle="round",
                 )  # fmt: skip
 
-    def legend(self, names: Mapping[int, str], extra: Sequence[tuple[Any, str]] = ()) -> None:
-        """Name the series in the figure itself, where they are few enough to be read there."""
+    def legend(self, names: Mapping[int, str], controls: Collection[int] = ()) -> None:
+        """Name the series in the figure itself, where they are few enough to be read there; it grows by as much.
+        ``controls`` are drawn as level lines."""
         from matplotlib.lines import Line2D
 
-        if not 0 < len(names) + len(extra) <= 12:
+        if not 0 < len(names) <= 12:
             return
         handles = [
-            Line2D([], [], color=colour(k), linestyle=dash(k), marker=marker(k), markersize=6) for k in names
+            Line2D([], [], color=colour(k), linestyle=":", linewidth=2)
+            if k in controls
+            else Line2D([], [], color=colour(k), linestyle=dash(k), marker=marker(k), markersize=6)
+            for k in names
         ]
-        labels = [*(_short(name) for name in names.values()), *(name for _, name in extra)]
-        longest = max(map(len, labels))
-        columns = max(1, min(len(labels), 92 // (longest + 7)))
+        labels = [_short(name) for name in names.values()]
+        columns = max(1, min(len(labels), 92 // (max(map(len, labels)) + 7)))
+        lines = -(-len(labels) // columns)
+        self._drawing.set_figheight(self._drawing.get_figheight() + 20 * (lines - 1) / 72)
         with self._style(_STYLE):
             self._drawing.legend(
-                [*handles, *(handle for handle, _ in extra)], labels, loc="outside upper left", ncols=columns,
-                frameon=False, fontsize=11.5, handlelength=2.4, columnspacing=1.4,
+                handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=11.5,
+                handlelength=2.4, columnspacing=1.4,
             )  # fmt: skip
 
     def finish(self, title: str, described: str) -> Figure:

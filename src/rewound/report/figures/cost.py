@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 from rewound.experiment.series import Series
-from rewound.experiment.statistics import density_of
+from rewound.experiment.statistics import curve, density_of
 from rewound.experiment.table import number
 from rewound.report.figures.canvas import INK, ORIGINAL, SHADE, Canvas
 from rewound.report.figures.scales import plain_numbers
 from rewound.report.parts import Panel, Section, Table
-from rewound.report.view import View
+from rewound.report.view import View, kept_rounds
 
 # key of a round -> (what a switch calls it, what an axis does)
 CURRENCIES = {
@@ -35,7 +34,9 @@ def cost_section(view: View) -> Section | None:
         "The cost of a network is everything trained until it was there: the original run and all rounds before it. "
         "Medians over seeds; density falls along a line."
     ]
-    if any(run.get("search_cost", {}).get("shared_epochs") for one in view.series for run in one.runs):
+    if any(
+        run.get("search_cost", {}).get("shared_epochs") for one in view.series.values() for run in one.runs
+    ):
         says.append("Original runs that several techniques share are charged to each of them in full.")
     return Section(
         "cost", f"{view.metric.capitalize()} against search cost", tuple(says), tuple(panels), "Cost in",
@@ -48,7 +49,7 @@ def _panel(view: View, key: str) -> Panel | None:
     if not curves:
         return None
     name, axis = CURRENCIES[key]
-    canvas = Canvas(f"cost-{key.replace('_', '-')}")
+    canvas = Canvas(f"cost-{key.replace('_', '-')}{view.tag}")
     axes = canvas.axes[0]
     if view.band is not None:
         axes.axhspan(view.band.smallest, view.band.largest, color=SHADE, linewidth=0, zorder=0)
@@ -82,29 +83,28 @@ def _points(one: Series, metric: str, key: str) -> Points:
 
 
 def _of_run(run: Mapping[str, Any], metric: str, key: str) -> dict[float, tuple[float, float]]:
-    """Return density -> (cost until then, metric) of a run; rounds without a cost end the count."""
+    """Return density -> (cost until then, metric) of a run, at the densities of its curve."""
+    points = curve(run, metric)
     found: dict[float, tuple[float, float]] = {}
     total = 0.0
-    rounds = run["rounds"]
-    for place, done in enumerate(rounds):
-        value, cost = done["metrics"].get(metric), done.get(key)
-        if cost is None and key == "seconds" and place == len(rounds) - 1 and not total:
-            cost = run.get("search_cost", {}).get("seconds", run.get("seconds"))
-            done = rounds[run.get("best", place)]
-            value = done["metrics"].get(metric)
-        if cost is None:
-            continue
-        total += cost
-        if value is not None and math.isfinite(value) and place <= run.get("best", place):
-            found.setdefault(round(density_of(done), 6), (total, value))
+    for done in kept_rounds(run):
+        if done.get(key) is None:
+            break
+        total += done[key]
+        density = round(density_of(done), 6)
+        if density in points and not done.get("partial"):  # of gradual pruning: not yet a network of its own
+            found.setdefault(density, (total, points[density]))
+    whole = (run.get("search_cost") or {}).get(key, run.get(key))
+    if not found and points and whole is not None:  # known of all rounds together only
+        found[min(points)] = (whole, points[min(points)])
     return found
 
 
 def _totals(view: View) -> Table:
     """What each series cost a seed, discarded rounds included."""
-    keys = [key for key in CURRENCIES if any(one.costs(key) for one in view.series)]
+    keys = [key for key in CURRENCIES if any(one.costs(key) for one in view.series.values())]
     rows = []
-    for one in view.series:
+    for one in view.series.values():
         costs = (one.costs(key).values() for key in keys)
         rows.append((one.label, len(one.seeds), *(median(c) if c else None for c in costs)))
     head = ("series", "runs", *(CURRENCIES[key][0] for key in keys))

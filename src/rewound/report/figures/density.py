@@ -38,7 +38,7 @@ def density_section(view: View, overlays: Sequence[Overlay] = ()) -> Section | N
 
 
 def _figure(view: View, overlays: Sequence[Overlay], change: bool) -> Any:
-    canvas = Canvas("density-change" if change else "density", height=430)
+    canvas = Canvas(("density-change" if change else "density") + view.tag, height=430)
     axes = canvas.axes[0]
     unit = Unit.of(view)
     base = view.band.median if change and view.band is not None else 0.0
@@ -65,7 +65,7 @@ def _figure(view: View, overlays: Sequence[Overlay], change: bool) -> Any:
     plain_numbers(axes.yaxis)
     label = f"change of validation {view.metric}{unit.points}" if change else f"validation {view.metric}"
     axes.set_ylabel(label, color=INK)
-    canvas.legend(view.names)
+    canvas.legend({k: one.label for k, one in view.series.items()}, _controls(view))
     ends = "; ".join(
         f"{one.label} ends at density {min(one.points):.3g} with {number(_medians(one)[min(one.points)])}"
         for one in list(view.pruned.values())[:10]
@@ -116,7 +116,7 @@ def _band(axes: Any, view: View, base: float, factor: float) -> None:
 def _controls(view: View) -> dict[int, float]:
     """Series number -> median of the metric at the end of a control's run."""
     found: dict[int, float] = {}
-    for k, one in enumerate(view.series):
+    for k, one in view.series.items():
         if one.is_control:
             last = [kept_rounds(run)[-1]["metrics"].get(view.metric) for run in one.runs]
             values = sorted(v for v in last if v is not None and math.isfinite(v))
@@ -151,7 +151,7 @@ def _table(view: View) -> Table:
         "95 % high",
     )
     rows = []
-    for one in view.series:
+    for one in view.series.values():
         for density in one.points:
             s = one.summary(density)
             assert s is not None

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from rewound.experiment.series import Series
-from rewound.experiment.statistics import density_of
+from rewound.experiment.statistics import curve, density_of
 from rewound.experiment.table import number
 from rewound.report.figures.canvas import FAINT, INK, ORIGINAL, SHADE, Canvas, colour
 from rewound.report.figures.scales import plain_numbers
@@ -41,7 +41,9 @@ def _computed(view: View) -> Panel | None:
     curves = {k: points for k, one in view.pruned.items() if (points := _points(one, view.metric))}
     if not curves:
         return None
-    canvas = Canvas("computed")
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    canvas = Canvas(f"computed{view.tag}")
     axes = canvas.axes[0]
     if view.band is not None:
         axes.axhspan(view.band.smallest, view.band.largest, color=SHADE, linewidth=0, zorder=0)
@@ -50,8 +52,9 @@ def _computed(view: View) -> Panel | None:
         tips = [f"{label}, density {d:.3g}: {gain:.3g}x fewer, {number(v)}" for gain, v, d in points]
         canvas.line(axes, k, [gain for gain, _, _ in points], [v for _, v, _ in points], tips)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(lambda gain, _: f"{gain:g}x")
-    axes.xaxis.set_minor_formatter(lambda gain, _: "")
+    axes.xaxis.set_minor_locator(NullLocator())
     plain_numbers(axes.yaxis)
     axes.set_xlabel("computed: multiply-adds of a forward pass, dense / surviving", color=INK)
     axes.set_ylabel(f"validation {view.metric}", color=INK)
@@ -67,14 +70,15 @@ def _points(one: Series, metric: str) -> list[tuple[float, float, float]]:
     """Return (dense / surviving multiply-adds, metric, density), medians over seeds."""
     found: dict[float, list[tuple[float, float]]] = {}
     for run in one.runs:
+        points = curve(run, metric)
         for done in kept_rounds(run):
             surviving, dense = done.get("multiply_adds") or (0, 0)
-            value = done["metrics"].get(metric)
-            if surviving and value is not None:
-                found.setdefault(round(density_of(done), 6), []).append((dense / surviving, value))
+            density = round(density_of(done), 6)
+            if surviving and density in points and not done.get("partial"):
+                found.setdefault(density, []).append((dense / surviving, points[density]))
     return [
-        (median(gain for gain, _ in points), median(value for _, value in points), density)
-        for density, points in sorted(found.items(), reverse=True)
+        (median(gain for gain, _ in both), median(value for _, value in both), density)
+        for density, both in sorted(found.items(), reverse=True)
     ]
 
 

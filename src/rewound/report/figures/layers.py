@@ -51,7 +51,7 @@ def _by_density(one: Series) -> dict[float, By_tensor]:
 
 
 def _figure(view: View, here: dict[int, By_tensor], tensors: list[str], density: float, n: int) -> Any:
-    canvas = Canvas(f"layers-{n}", height=420 if len(tensors) > 6 else 380)
+    canvas = Canvas(f"layers-{n}{view.tag}", height=420 if len(tensors) > 6 else 380)
     axes = canvas.axes[0]
     axes.axhline(density, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     empty = False

@@ -17,7 +17,7 @@ Log = list[list[dict[str, float]]]  # round -> epoch -> what was logged
 
 def losses_section(view: View) -> Section | None:
     """Return the section, or None where no run kept its log."""
-    logs = {k: log for k, one in list(enumerate(view.series))[:MOST] if (log := _log(view, one.runs[0]))}
+    logs = {k: log for k, one in list(view.series.items())[:MOST] if (log := _log(view, one.runs[0]))}
     names = _names(logs, view.metric)
     strips = [_strip(view, k, log, names) for k, log in logs.items()]
     strips = [strip for strip in strips if strip.curves]
@@ -30,7 +30,7 @@ def losses_section(view: View) -> Section | None:
     if len(view.series) > MOST:
         says.append(f"The first {MOST} of {len(view.series)} series are drawn.")
     figure = draw_strips(
-        "losses", strips, names[0] if len(names) == 1 else "loss", log_scale, "Loss by epoch",
+        f"losses{view.tag}", strips, names[0] if len(names) == 1 else "loss", log_scale, "Loss by epoch",
         f"{told}, of {len(strips)} series. Every epoch's numbers can be downloaded below.",
     )  # fmt: skip
     rows = tuple(
@@ -86,8 +86,9 @@ def _strip(view: View, k: int, log: Log, names: Sequence[str]) -> Strip:
                     x, y = curves.setdefault(name, ([], []))
                     x.append(done)
                     y.append(value)
-        for x, y in curves.values():  # a line does not run from one round into the next
-            x.append(done)
-            y.append(math.nan)
+        for x, y in curves.values():  # a line runs on where rounds are one training, an epoch each
+            if len(entries) > 1:
+                x.append(done)
+                y.append(math.nan)
     ordered = {name: curves[name] for name in names if name in curves}
     return Strip(k, f"{one.label}, {replicate_name(one.runs[0])}", dict(ordered), tuple(starts))

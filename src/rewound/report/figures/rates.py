@@ -19,7 +19,7 @@ def rates_section(view: View) -> Section | None:
     strips: list[Strip] = []
     rows: list[tuple[Cell, ...]] = []
     groups = 1
-    for k, one in list(enumerate(view.series))[:MOST]:
+    for k, one in list(view.series.items())[:MOST]:
         run = one.runs[0]
         traces = _traces(view, run)
         if not traces:
@@ -53,7 +53,7 @@ def rates_section(view: View) -> Section | None:
     low = min(v for strip in strips for v in strip.curves["lr"][1])
     high = max(v for strip in strips for v in strip.curves["lr"][1])
     figure = draw_strips(
-        "rates", strips, "lr", low > 0 and high / low > 20, "Learning rate by epoch",
+        f"rates{view.tag}", strips, "lr", low > 0 and high / low > 20, "Learning rate by epoch",
         "Learning rates that optimizer steps really used. First, largest and last of each round are in the table below.",
     )  # fmt: skip
     says = [
@@ -86,7 +86,11 @@ def _traces(view: View, run: Mapping[str, Any]) -> dict[int, Any]:
     found: dict[int, Any] = {}
     if folder is None:
         return found
-    for index in range(_ROUNDS):
+    whole = 0
+    for index, done in enumerate(run["rounds"]):
+        whole += not done.get("partial")  # rounds in the middle of gradual pruning are one training
+        if whole > _ROUNDS:
+            break
         files = sorted((folder / "rounds" / f"{index:02d}").glob("trace-*.pt"))
         if files:
             trace = Trace.from_plain(torch.load(files[-1], weights_only=True))

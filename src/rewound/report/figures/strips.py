@@ -39,11 +39,13 @@ def draw_strips(
         axes.set_ylabel(ylabel, color=INK, fontsize=11)
         axes.margins(x=0.01)
         if log:
-            log_numbers(axes)
+            axes.set_yscale("log")
     bounds = [axes.get_ylim() for axes in canvas.axes]
     for axes in canvas.axes:
         axes.set_ylim(min(low for low, _ in bounds), max(high for _, high in bounds))
-        if not log:
+        if log:
+            log_numbers(axes)
+        else:
             plain_numbers(axes.yaxis)
     canvas.axes[-1].set_xlabel("epochs trained, rounds one after the other", color=INK)
     return canvas.finish(title, described)
