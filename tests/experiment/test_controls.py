@@ -1,6 +1,8 @@
 import pytest
 
 from rewound.experiment.controls import CONTROLS, control
+from rewound.experiment.grid import grid_toml, make_grid
+from rewound.experiment.recipe import tomllib
 from rewound.experiment.series import series_of
 from rewound.experiment.verdict import control_values
 
@@ -53,6 +55,46 @@ def test_a_random_mask_is_worse_and_a_study_knows_what_prunes_nothing(runs):
     controls = [one for one in found.values() if one.is_control]
     assert len(controls) == 2
     assert all(0.5 < control_values(one, "accuracy")[1] <= 1 for one in controls)
+
+
+def test_one_line_of_a_grid_adds_them_and_shared_ones_once():
+    grid = {
+        "techniques": ["fine-tuning", "lr-rewinding", "gradual"],
+        "controls": ["dense", "cyclic", "random-mask"],
+    }
+    data = {"task": "digits", "epochs": 4, "seeds": 2, "rate": 0.5, "until": 0.25, "grid": grid}
+    runs = list(make_grid(data).runs.values())
+    told = [(r.techniques[0], r.rate, r.epochs, r.criterion) for r in runs if r.seeds == (0,)]
+    assert told == [
+        ("fine-tuning", 0.5, 4, "magnitude"),
+        ("lr-rewinding", 0, 12, "magnitude"),  # dense, for both techniques
+        ("lr-rewinding:4ep", 0, 4, "magnitude"),  # cyclic
+        ("fine-tuning", 0.5, 4, "random"),
+        ("lr-rewinding", 0.5, 4, "magnitude"),
+        ("lr-rewinding", 0.5, 4, "random"),
+        ("gradual", 0.5, 4, "magnitude"),
+        ("lr-rewinding", 0, 4, "magnitude"),  # the dense control of one training of four epochs
+        ("gradual", 0.5, 4, "random"),
+    ]
+    assert len(runs) == 2 * len(told)
+    again = tomllib.loads(grid_toml(make_grid(data)))
+    assert list(make_grid(again).runs) == list(make_grid(data).runs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"epochs": None}, "give 'epochs'"),
+        ({"until": "accuracy drops 0.1"}, "controls train for as many epochs"),
+        ({"grid": {"controls": ["densest"]}}, "did you mean 'dense'"),
+        ({"grid": {"controls": 3}}, "must be a list of names"),
+    ],
+)
+def test_a_line_that_cannot_be_is_refused(changed, says):
+    data = {"task": "digits", "epochs": 4, "until": 0.25, "grid": {"controls": "dense"}}
+    data = {key: value for key, value in {**data, **changed}.items() if value is not None}
+    with pytest.raises(ValueError, match=says):
+        make_grid(data)
 
 
 def test_what_there_is_no_control_of_is_refused():

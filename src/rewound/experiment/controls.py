@@ -13,12 +13,15 @@ training of equal length explains much of what rewinding gains at moderate spars
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewound.experiment.recipe import ONE_SHOT, Recipe
 from rewound.spelling import unknown
 
 CONTROLS = ("random-mask", "layerwise-random", "reinitialization", "dense", "cyclic", "budgeted")
+_OF_ROUNDS = ("reinitialization", "cyclic", "budgeted")  # gradual pruning has no rounds to repeat
+_MANY = 10**6  # weights: how many rounds it takes to a density hardly depends on it
 # What a run that prunes nothing says nothing about: the same control serves every criterion, pattern and allocation.
 _OF_PRUNING = {"criterion": "magnitude", "pattern": "weight", "allocation": "global"}
 
@@ -45,7 +48,7 @@ def control(name: str, cell: Mapping[str, Any], *, epochs: int, rounds: int) -> 
         return {**cell, "criterion": "random", "allocation": "uniform"}
     if name == "dense":
         total = epochs + rounds * t
-        nothing = {"rate": 0, "until": "0 rounds", "technique": "lr-rewinding"}
+        nothing = {"rate": 0.0, "until": "0 rounds", "technique": "lr-rewinding"}
         return {**cell, **_plain(cell), **nothing, "epochs": total}
     if name == "budgeted":
         from rewound.papers.zimmer2023 import budgeted
@@ -68,10 +71,43 @@ def control(name: str, cell: Mapping[str, Any], *, epochs: int, rounds: int) -> 
     return {
         **cell,
         **_plain(cell),
-        "rate": 0,
+        "rate": 0.0,
         "until": f"{rounds} rounds",
         "technique": f"lr-rewinding:{t}ep",
     }
+
+
+def controls_of(recipe: Recipe, names: Sequence[str]) -> list[Recipe]:
+    """Return the controls of a recipe with one technique and one seed; none for one that prunes nothing.
+
+    Of gradual pruning, those that it has. Raises ``ValueError`` where the number of epochs is not known beforehand: a recipe
+    without ``epochs``, or rounds that a metric ends.
+    """
+    from rewound.plan import kept_by_round, parse_until
+    from rewound.techniques import parse_technique
+
+    if not names or recipe.rate == 0:
+        return []
+    until = None if recipe.target is None else parse_until(recipe.target)
+    if recipe.epochs is None or until is None or until.metric is not None:
+        raise ValueError(
+            "controls train for as many epochs: give 'epochs', and 'until' as a density or a number of rounds"
+        )
+    (text,) = recipe.techniques
+    goes_on, one_shot = parse_technique(text).goes_on, recipe.rate == ONE_SHOT
+    rounds = 1 if one_shot or goes_on else len(kept_by_round(_MANY, float(recipe.rate), until))
+    cell = {
+        "technique": text, "epochs": recipe.epochs, "rate": recipe.rate, "until": recipe.target,
+        "criterion": recipe.criterion, "pattern": recipe.pattern, "allocation": recipe.allocation,
+    }  # fmt: skip
+    found = []
+    for name in names:
+        if goes_on and name in _OF_ROUNDS:
+            continue
+        changed = control(name, cell, epochs=recipe.epochs, rounds=rounds)
+        techniques = (changed.pop("technique"),)
+        found.append(recipe.model_copy(update={"techniques": techniques, **changed}))
+    return found
 
 
 def _plain(cell: Mapping[str, Any]) -> dict[str, Any]:

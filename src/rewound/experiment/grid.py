@@ -6,6 +6,7 @@
     task_options.model = ["mlp", "resnet"]
     techniques = ["lr-rewinding"]            here and above: techniques and seeds are lists by themselves
     t = [5, 10]                              epochs of retraining, given to every technique
+    controls = ["dense", "cyclic"]           for every run of the table also these: see rewound.experiment.controls
 
 What a table does not name is as the recipe says above it. A run that two tables ask for is one run.
 """
@@ -19,12 +20,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from rewound.experiment.controls import CONTROLS, controls_of
 from rewound.experiment.keys import canonical, cell_of, key_of
 from rewound.experiment.recipe import Recipe, make_recipe, read_data, to_toml, with_overrides
 from rewound.experiment.toml_text import key_text, toml_value
 from rewound.spelling import nearest
 
 TABLES = ("task_options", "scope")
+_OF_GRIDS = ("t", "controls")  # keys that no single run has
 WHOLE = ("name", "folder", "workers", "threads")  # of all runs together
 
 
@@ -81,11 +84,14 @@ def make_grid(
     for index, (within, table) in enumerate(named.items()):
         for number, cell in enumerate(_combinations(table, within, origin)):
             recipe = make_recipe(_joined(merged, cell), origin=f"{origin}, {within[:-1]}", beside=beside)
-            runs += [
-                (place, index, number, recipe.model_copy(update={"techniques": (text,), "seeds": (seed,)}))
-                for place, seed in enumerate(recipe.seeds)
-                for text in _with_t(recipe.techniques, cell.get("t"), f"{origin}: '{within}t'")
-            ]
+            for place, seed in enumerate(recipe.seeds):
+                for text in _with_t(recipe.techniques, cell.get("t"), f"{origin}: '{within}t'"):
+                    one = recipe.model_copy(update={"techniques": (text,), "seeds": (seed,)})
+                    try:
+                        more = controls_of(one, cell.get("controls", ()))
+                    except ValueError as error:
+                        raise ValueError(f"{origin}: '{within}controls': {error}") from error
+                    runs += [(place, index, number, run) for run in (one, *more)]
     runs.sort(key=lambda run: run[:3])
     by_key: dict[str, Recipe] = {}
     for *_, recipe in runs:
@@ -128,13 +134,17 @@ def _combinations(table: Mapping[str, Any], within: str, origin: str) -> Iterato
     axes: dict[str, list[Any]] = {}
     for key, value in _flat(table, TABLES):
         _check_key(key, within, origin)
-        if key == "seeds" or (key == "techniques" and isinstance(value, list)):
+        if key == "controls":
+            choices = [_controls(value, f"{origin}: '{within}controls'")]
+        elif key == "seeds" or (key == "techniques" and isinstance(value, list)):
             choices = [value]  # a list by itself, in a recipe too
         else:
             choices = value if isinstance(value, list) else [value]
         if value == []:
             raise ValueError(f"{origin}: '{within}{key}' is an empty list, so there would be no run")
         for choice in choices:
+            if key == "controls":
+                continue
             if key == "t":
                 if type(choice) is not int or choice < 0:
                     raise ValueError(
@@ -153,7 +163,7 @@ def _check_key(key: str, within: str, origin: str) -> None:
         raise ValueError(
             f"{origin}: '{within}{key}' is of the whole grid, not of a run; write it above, outside of [grid]"
         )
-    known = [name for name in (*Recipe.model_fields, "t") if name not in WHOLE]
+    known = [name for name in (*Recipe.model_fields, *_OF_GRIDS) if name not in WHOLE]
     if first not in known:
         raise ValueError(f"{origin}: unknown key '{within}{key}': {nearest(first, known)}")
 
@@ -165,9 +175,16 @@ def _joined(data: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
         table, dot, key = dotted.partition(".")
         if dot and table in TABLES:
             merged.setdefault(table, {})[key] = value
-        elif dotted != "t":
+        elif dotted not in _OF_GRIDS:
             merged[dotted] = value
     return merged
+
+
+def _controls(value: Any, where: str) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{where} must be a list of names: {', '.join(CONTROLS)} (got {value!r})")
+    return tuple(found)
 
 
 def _with_t(techniques: Sequence[str], t: int | None, where: str) -> list[str]:

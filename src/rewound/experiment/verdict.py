@@ -133,6 +133,6 @@ def _controls(series: Sequence[Series], metric: str) -> list[str]:
     if not says and any(not one.is_control for one in series):
         says.append(
             "No dense network trained for as many epochs is in this study, so a gain over the original run may be its longer "
-            'training; controls = ["dense", "cyclic"] adds such runs.'
+            'training; controls = ["dense", "cyclic"] in [grid] adds such runs.'
         )
     return says
