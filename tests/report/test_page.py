@@ -172,6 +172,30 @@ def test_hostile_names_stay_text(make_study):
     assert "\x07" not in page and HOSTILE not in page
 
 
+def test_names_may_be_of_any_script(make_study):
+    study = make_study({"\u5fae\u8c03": 0.1}, name="\u5b9e\u9a8c \U0001f3af")
+    for run in study["runs"]:
+        for done in run["rounds"]:
+            done["metrics"]["\u7cbe\u5ea6"] = done["metrics"]["accuracy"]
+    study["metric"]["name"] = "\u7cbe\u5ea6"
+    page = make_page(study)
+    assert page.count("\u7cbe\u5ea6") > 10 and ">\u5fae\u8c03</text>" in page
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_a_run_of_which_nothing_is_left_is_a_page(make_study, rounds):
+    study = make_study({"lr-rewinding": 0.1}, seeds=1, rounds=2)
+    for done in study["runs"][0]["rounds"]:
+        done.update(
+            metrics={"accuracy": None if rounds == 1 else 0.0}, multiply_adds=[0, 10], log=[{"loss": None}]
+        )
+        done.update(densities={"x": 0.0, "y": 0.0}, collapsed=["x", "y"])
+    study["runs"][0]["rounds"] = study["runs"][0]["rounds"][: max(rounds, 1)]
+    if rounds == 0:
+        study["runs"] = []
+    assert "What not to conclude" in make_page(study)
+
+
 def test_nothing_is_asked_of_a_network(make_study, overlay_file):
     page = make_page(make_study(ts=(5, 20)), overlays=read_overlay(overlay_file))
     links = Page(page).links

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -144,8 +145,11 @@ class Canvas:
 
     def finish(self, title: str, described: str) -> Figure:
         """Return the figure for the page."""
-        with self._style({**_STYLE, "svg.hashsalt": self.name}):
-            file = io.StringIO()
+        file = io.StringIO()
+        with self._style({**_STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing"
+            )  # letters are drawn by the reader's own font
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self._drawing.savefig(file, format="svg", transparent=True, metadata=nothing)
         ElementTree.register_namespace("", _SVG)
