@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from _machine import facts, write_record
 
+from rewound.experiment.likeness import likeness
 from rewound.experiment.matching import matching
 from rewound.experiment.retraining_time import Sweep, choose, safe_zone, sweeps
 from rewound.experiment.series import Series, Study, comparable, dense_band, series_of
@@ -98,6 +100,7 @@ def section(name: str, study: Study, seconds: float) -> Iterator[str]:
             yield f"- {sentence}"
         for part, one in comparable(study):
             yield from by_density(part, one)
+            yield from by_likeness(part, one)
     yield ""
 
 
@@ -105,7 +108,9 @@ def by_density(part: str, study: Study) -> Iterator[str]:
     """Yield the table of medians (ranges) by density, and what each series cost."""
     metric, higher = study["metric"]["name"], study["metric"]["higher_is_better"]
     series = [one for one in series_of(study) if not one.is_control]
-    densities = milestones(sorted({d for one in series for d in one.points}, reverse=True), 10)
+    densities = (
+        milestones(list(series[0].points), 10) if series else []
+    )  # those of the recipe's first technique
     yield from (
         "",
         f"Validation {metric} in percent, median (range over seeds){': ' + part if part else ''}.",
@@ -129,6 +134,33 @@ def by_density(part: str, study: Study) -> Iterator[str]:
         )
         ended = cell(summarize(tests.values())) if tests else "-"
         yield f"| {one.label} | {epochs:,.0f} | {dense:.3g} | {sparse:.3g} | {reach} | {ended} |"
+
+
+def by_likeness(part: str, study: Study) -> Iterator[str]:
+    """Yield how alike the networks at the end are, technique by technique: masks beside chance, and signs."""
+    series = [one for one in series_of(study) if not one.is_control and one.cell.get("criterion") != "random"]
+    rows = []
+    for one, other in combinations(series, 2):
+        folders = {run["cell"]["seed"]: run["folder"] for run in other.runs}
+        ends = []
+        for run in one.runs:
+            shared = (
+                likeness(run["folder"], folders[run["cell"]["seed"]])
+                if run["cell"]["seed"] in folders
+                else []
+            )
+            ends += [last for last in shared[-1:] if last.signs_apart is not None]
+        if ends:
+            cells = [f"{summarize(getattr(e, key) for e in ends).median:.3f}" for key in _LIKE]
+            rows.append(f"| {one.label}, {other.label} | {ends[0].density:.3g} | " + " | ".join(cells) + " |")
+    if rows:
+        yield from ("", f"Networks at the end, compared by seed (medians){': ' + part if part else ''}.", "")
+        yield "| two techniques | density | weights shared (Jaccard) | by chance | beyond chance | signs apart |"
+        yield "| --- " * 6 + "|"
+        yield from rows
+
+
+_LIKE = ("jaccard", "by_chance", "beyond_chance", "signs_apart")
 
 
 def by_time(swept: Sequence[Sweep], study: Study) -> Iterator[str]:

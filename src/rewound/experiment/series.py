@@ -226,7 +226,9 @@ def _part(key: str, value: Any) -> str:
         return "" if key in _SPEAKS_FOR_ITSELF else f"{key.rpartition('.')[2]} as the task has it"
     if key == "rate" and value in (0, "one-shot"):
         return "nothing pruned" if value == 0 else "one-shot"
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = (
+        f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    )
     return text if key in _SPEAKS_FOR_ITSELF else f"{key.rpartition('.')[2]} {text}"
 
 
