@@ -303,6 +303,9 @@ def test_a_metric_stops_the_run_and_the_last_good_round_comes_back():
             assert "accuracy 0.7 in round 2, 0.9 in the original run" in run.result.stopped
             assert same(weights(model), ends[1])
             assert run.mask.kept == run.result.rounds[1].kept
+            # the search cost has the discarded round too
+            assert run.result.search_cost.epochs == run.plan.epochs + 2
+            assert run.result.search_cost.steps == sum(r.steps for r in run.result.rounds)
             train(model, optimizer, scheduler)  # and its zeros go on to hold
             run.guard.check()
 
