@@ -101,24 +101,40 @@ def test_letters_stand_out_from_the_paper(opened, scheme):
         assert ratio >= (4.5 if name in ("--ink", "--faint", "--link") else 3), (name, ratio)
 
 
+def stops(page):
+    """Go through the page by the Tab key; what was reached."""
+    reached = []
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        told = page.evaluate(
+            "(e => e.tagName + ' ' + (e.type || e.getAttribute('role') || ''))(document.activeElement)"
+        )
+        if told == "BODY ":
+            break
+        reached.append("A" if told.startswith("A ") else told)
+    return reached
+
+
 def test_the_keyboard_reaches_everything(opened):
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    reached = set()
-    for _ in range(120):
-        page.keyboard.press("Tab")
-        told = page.evaluate(
-            "(e => e.tagName + ' ' + (e.type || e.getAttribute('role') || ''))(document.activeElement)"
-        )
-        reached.add(told)
-        if told == "BODY ":
-            break
-    assert {"INPUT radio", "BUTTON button", "SUMMARY ", "A text/csv", "DIV region"} <= {
-        "A text/csv" if told.startswith("A ") else told for told in reached
-    }
+    assert {"INPUT radio", "BUTTON button", "SUMMARY ", "A", "PRE "} <= set(stops(page))
+
+
+def test_what_scrolls_is_a_stop_and_what_fits_is_none(opened):
+    assert "DIV region" not in stops(opened(1400))
+    assert "DIV region" in stops(opened(360))
+
+
+def test_a_section_jumped_to_begins_below_the_controls(opened):
+    page = opened()
+    page.get_by_role("link", name="Accuracy against search cost").click()
+    page.wait_for_timeout(100)
+    heading, controls = page.locator("#cost h2").bounding_box(), page.locator("form.controls").bounding_box()
+    assert controls["y"] + controls["height"] <= heading["y"] < 900
 
 
 def test_series_are_hidden_and_shown_by_the_space_key(opened):
@@ -220,7 +236,8 @@ def test_without_javascript_all_is_readable(chromium, opened, place):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((place / "page.html").as_uri())
-    assert not page.locator("form.controls").is_visible()
+    for useless in ("form.controls", "fieldset.choice >> nth=0", "button.save >> nth=0"):
+        assert not page.locator(useless).is_visible()
     assert page.locator("#cost .panel >> visible=true").count() == page.locator("#cost .panel").count() > 1
     context.close()
 

@@ -27,8 +27,22 @@ for (const section of all("main > section")) {
   });
 }
 
+// What scrolls sideways can be reached by keyboard, and only that: a figure that fits is no stop on the way.
+const reach = new ResizeObserver((seen) => {
+  for (const { target } of seen) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const part of all(".scroll")) reach.observe(part);
+
 const form = document.querySelector("form.controls");
 if (form) {
+  // The controls stay above what they change, and a section that is jumped to begins below them.
+  new ResizeObserver(() => {
+    const covers = getComputedStyle(form).position === "sticky" ? form.offsetHeight : 0;
+    root.style.scrollPaddingTop = `${covers + 16}px`;
+  }).observe(form);
   form.addEventListener("submit", (event) => event.preventDefault());
   const showSeries = (box) => {
     for (const part of all(`[data-series="${box.dataset.shows}"]`)) part.classList.toggle("off", !box.checked);
