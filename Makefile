@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 # processes that share the tests; each runs on one thread and takes up to 2 GB
 WORKERS ?= 2
 
-.PHONY: demo test check lint types imports clean
+.PHONY: demo test sanitize check lint types imports clean
 
 demo: .venv/tasks          ## install, then train, prune and rewind on real digits, three techniques side by side
 	$(BIN)/rewound run
@@ -13,7 +13,15 @@ demo: .venv/tasks          ## install, then train, prune and rewind on real digi
 test: .venv/dev            ## install, then run all tests (examples and the README's code among them)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-check: lint types imports test   ## everything that CI runs
+SANITIZED := build/sanitized
+sanitize: .venv/dev        ## the native code under address and undefined-behaviour sanitizers (GCC on Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(SANITIZED) \
+		-C cmake.define.REWOUND_SANITIZE=ON -C cmake.build-type=None -C build-dir=build/sanitize .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		REWOUND_SANITIZED=$(SANITIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p tests.runtime.sanitized \
+		tests/runtime/test_kernels.py tests/runtime/test_program_*.py
+
+check: lint types imports test sanitize   ## everything that CI runs
 
 lint: .venv/dev
 	$(BIN)/ruff check .
