@@ -76,12 +76,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure. ``described`` says in words what is drawn, for those who do not see it."""
+    """A drawn figure. ``described`` says in words what is drawn, for those who do not see it; ``narrow`` is the same for small
+    screens, empty where there is none."""
 
     name: str
     title: str
     described: str
     svg: str
+    narrow: str = ""
 
 
 @dataclass(frozen=True)

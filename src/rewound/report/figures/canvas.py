@@ -49,6 +49,8 @@ _NAMES = {
     **{colour: f"s{k}" for k, colour in enumerate(COLOURS)},
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_WIDTH, _NARROW = 700, 390  # CSS pixels
+_LARGE = 150_000  # letters of SVG: what is larger is drawn once, not for narrow screens too
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -70,13 +72,14 @@ class Canvas:
     ``name`` is unique on a page. Sizes are in CSS pixels at the figure's full width.
     """
 
-    def __init__(self, name: str, height: int = 400, rows: int = 1, width: int = 700) -> None:
+    def __init__(self, name: str, height: int = 400, rows: int = 1) -> None:
         matplotlib = _matplotlib()
         from matplotlib.figure import Figure as Drawing
 
-        self.name, self._style = name, matplotlib.rc_context
+        self.name, self._height, self._style = name, height, matplotlib.rc_context
+        self._named: tuple[list[Any], list[str]] = ([], [])
         with self._style(_STYLE):
-            self._drawing = Drawing(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+            self._drawing = Drawing(figsize=(_WIDTH / 72, height / 72), dpi=72, layout="constrained")
             self.axes = list(self._drawing.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
         self._tips: dict[str, Sequence[str]] = {}
         for axes in self.axes:
@@ -133,24 +136,21 @@ class Canvas:
             else Line2D([], [], color=colour(k), linestyle=dash(k), marker=marker(k), markersize=6)
             for k in names
         ]
-        labels = [_short(name) for name in names.values()]
-        columns = max(1, min(len(labels), 92 // (max(map(len, labels)) + 7)))
-        lines = -(-len(labels) // columns)
-        self._drawing.set_figheight(self._drawing.get_figheight() + 20 * (lines - 1) / 72)
-        with self._style(_STYLE):
-            self._drawing.legend(
-                handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=11.5,
-                handlelength=2.4, columnspacing=1.4,
-            )  # fmt: skip
+        self._named = handles, [_short(name) for name in names.values()]
 
     def finish(self, title: str, described: str) -> Figure:
-        """Return the figure for the page."""
-        file = io.StringIO()
-        with self._style({**_STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Glyph .* missing"
-            )  # letters are drawn by the reader's own font
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        """Return the figure for the page, for wide and for narrow screens."""
+        label = clean(f"{title}. {described}")
+        wide = self._saved(self.name, _WIDTH, label)
+        narrow = self._saved(f"{self.name}-narrow", _NARROW, label) if len(wide) < _LARGE else ""
+        return Figure(self.name, clean(title), clean(described), wide, narrow)
+
+    def _saved(self, name: str, width: int, label: str) -> str:
+        """Return the drawing as SVG, ``width`` wide."""
+        self._fit(width)
+        file, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with self._style({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # letters are of the reader's own font
             self._drawing.savefig(file, format="svg", transparent=True, metadata=nothing)
         ElementTree.register_namespace("", _SVG)
         ElementTree.register_namespace("xlink", _XLINK)
@@ -159,9 +159,24 @@ class Canvas:
         for key in ("width", "height"):
             root.attrib.pop(key, None)
         root.set("role", "img")
-        root.set("aria-label", clean(f"{title}. {described}"))
-        svg = ElementTree.tostring(root, encoding="unicode")
-        return Figure(self.name, clean(title), clean(described), _themed(self._prefixed(svg)))
+        root.set("aria-label", label)
+        return _themed(_prefixed(ElementTree.tostring(root, encoding="unicode"), name))
+
+    def _fit(self, width: int) -> None:
+        """Size the drawing, with a legend in as many columns as its width has room for."""
+        handles, labels = self._named
+        longest = max(map(len, labels), default=0)
+        columns = max(1, min(len(labels), width // 7 // (longest + 7)))
+        lines = -(-len(labels) // columns)
+        self._drawing.set_size_inches(width / 72, (self._height + 20 * max(0, lines - 1)) / 72)
+        for legend in list(self._drawing.legends):
+            legend.remove()
+        if labels:
+            with self._style(_STYLE):
+                self._drawing.legend(
+                    handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=11.5,
+                    handlelength=2.4, columnspacing=1.4,
+                )  # fmt: skip
 
     def _name_parts(self, root: ElementTree.Element) -> None:
         for group in root.iter(f"{{{_SVG}}}g"):
@@ -175,11 +190,6 @@ class Canvas:
             group.set(f"data-{kind}", number)
             if part == "seeds":
                 group.set("data-part", "seeds")
-
-    def _prefixed(self, svg: str) -> str:
-        svg = re.sub(r'\bid="', f'id="{self.name}-', svg)
-        svg = re.sub(r'href="#', f'href="#{self.name}-', svg)
-        return svg.replace("url(#", f"url(#{self.name}-")
 
 
 def colour(k: int) -> str:
@@ -195,6 +205,12 @@ def marker(k: int) -> str:
 def dash(k: int) -> Any:
     """Return its dashes: they tell series of one colour apart."""
     return DASHES[k // len(COLOURS) % len(DASHES)]
+
+
+def _prefixed(svg: str, name: str) -> str:
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    return svg.replace("url(#", f"url(#{name}-")
 
 
 def _themed(svg: str) -> str:

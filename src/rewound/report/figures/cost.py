@@ -16,11 +16,11 @@ from rewound.report.view import View, kept_rounds
 
 # key of a round -> (what a switch calls it, what an axis does)
 CURRENCIES = {
-    "epochs": ("epochs", "epochs trained, all rounds and the original run"),
-    "steps": ("steps", "optimizer steps, all rounds and the original run"),
-    "flops": ("FLOPs, dense", "training FLOPs (2 x multiply-adds), zeros counted"),
-    "sparse_flops": ("FLOPs, sparse", "training FLOPs (2 x multiply-adds) of surviving weights"),
-    "seconds": ("seconds", "seconds of wall-clock time"),
+    "epochs": ("epochs", "epochs trained until then"),
+    "steps": ("steps", "optimizer steps until then"),
+    "flops": ("FLOPs, dense", "training FLOPs until then, zeros counted"),
+    "sparse_flops": ("FLOPs, sparse", "training FLOPs of surviving weights"),
+    "seconds": ("seconds", "seconds of wall-clock time until then"),
 }
 Points = list[tuple[float, float, float]]  # cost, metric, density
 
@@ -32,7 +32,7 @@ def cost_section(view: View) -> Section | None:
         return None
     says = [
         "The cost of a network is everything trained until it was there: the original run and all rounds before it. "
-        "Medians over seeds; density falls along a line."
+        "Medians over seeds; density falls along a line. FLOPs are two a multiply-add."
     ]
     if any(
         run.get("search_cost", {}).get("shared_epochs") for one in view.series.values() for run in one.runs

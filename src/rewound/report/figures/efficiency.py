@@ -56,7 +56,7 @@ def _computed(view: View) -> Panel | None:
     axes.xaxis.set_major_formatter(lambda gain, _: f"{gain:g}x")
     axes.xaxis.set_minor_locator(NullLocator())
     plain_numbers(axes.yaxis)
-    axes.set_xlabel("computed: multiply-adds of a forward pass, dense / surviving", color=INK)
+    axes.set_xlabel("multiply-adds, dense / surviving (computed)", color=INK)
     axes.set_ylabel(f"validation {view.metric}", color=INK)
     canvas.legend({k: view.series[k].label for k in curves})
     title = f"Validation {view.metric} against the computed saving of work"
@@ -110,7 +110,7 @@ def _measured(bench: Bench, n: int) -> Panel:
     clock = "CPU" if bench["threads"] == 1 else "wall-clock"
     longest = max([gain for _, gain in bars] + [saving or 1, 1])
     axes.set_xlim(0, longest * 1.12)
-    axes.set_xlabel(f"times as fast as torch on the same network dense ({clock} time)", color=FAINT)
+    axes.set_xlabel(f"times as fast as torch, dense ({clock} time)", color=FAINT)
     title = f"Measured speed beside computed saving: {bench['name']}"
     told = "; ".join(f"{label} {gain:.2f}x" for label, (_, gain) in zip(labels, bars))
     figure = canvas.finish(
