@@ -15,4 +15,4 @@ assert _SPEC is not None and _SPEC.loader is not None
 _MODULE = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_MODULE)
 sys.modules["rewound.runtime._native"] = _MODULE
-rewound.runtime._native = _MODULE  # type: ignore[attr-defined]
+rewound.runtime._native = _MODULE

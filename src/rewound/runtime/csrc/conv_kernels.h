@@ -192,10 +192,13 @@ REWOUND_INLINE void sum_block(const ConvOp& op, const int64_t* starts, const flo
   if constexpr (!kAligned) {
     group(0, acc);
   } else {
-    group(0, acc);
-    for (int r = 0; r < R; ++r) from_right<N, P>(op, acc[r]);
+    if (R > 1 || starts[1] != starts[0]) {  // few taps in a block, and many a group is empty
+      group(0, acc);
+      for (int r = 0; r < R; ++r) from_right<N, P>(op, acc[r]);
+    }
     group(1, acc);
     if constexpr (R == 1 && 2 * P + 3 <= kRegisters) {
+      if (starts[3] == starts[2]) return;
       typename L::V more[R][P] = {};
       group(2, more);
       from_left<N, P>(op, more[0]);
