@@ -301,7 +301,7 @@ Schedule choose(const ConvSpec& s, const Weight& w, const Schedule& asked, int64
 }
 
 // Whether whole columns, zeros and all, are quicker than the nonzeros: those cost about as much each as six weights that a
-// cache holds, or one that memory holds; twice that by columns (nanoseconds, measured: benchmarks/kernels.py).
+// cache holds, or one that memory holds, by rows; twice that by columns (nanoseconds, measured: benchmarks/kernels.py).
 bool columns_pay(const Weight& w) {
   const double bytes = 4.0 * static_cast<double>(w.out) * static_cast<double>(w.row);
   const double dense = bytes < 768 * 1024 ? 0.04 : bytes < 16.0 * 1024 * 1024 ? 0.1 : 0.26;
