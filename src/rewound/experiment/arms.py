@@ -1,22 +1,34 @@
-"""The arms of a recipe, one technique with one seed each, and what runs one of them in any process."""
+"""The arms of a recipe or a grid, one technique with one seed each, and what runs one of them in any process."""
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewound.experiment.clock import Clock
+from rewound.experiment.lease import leased
+from rewound.experiment.originals import Original, train_original
 from rewound.experiment.recipe import ONE_SHOT, Recipe, ScopeTable
-from rewound.experiment.store import arm_folder, finite, key_of, result_file, write_json
+from rewound.experiment.store import (
+    arm_folder,
+    error_file,
+    finished_result,
+    finite,
+    key_of,
+    result_file,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of Algorithm 1. ``folder`` is its Run's; ``key`` ties its result to the recipe."""
+    """One run of Algorithm 1. ``folder`` is its Run's; ``key`` ties its result to the recipe; ``original`` is what it begins
+    from, ``after`` the index of that, where it has still to be trained; ``called`` what people call it and
+    ``cell`` all that may set it apart, where that is more than technique and seed."""
 
     index: int
     technique: str
@@ -24,11 +36,15 @@ class Arm:
     folder: Path
     recipe: Recipe
     key: str
+    original: Original | None = None
+    after: int | None = None
+    called: str = ""
+    cell: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
         """What people call it."""
-        return f"{self.technique}, seed {self.seed}"
+        return self.called or f"{self.technique}, seed {self.seed}"
 
 
 def arms_of(recipe: Recipe, place: Path) -> list[Arm]:
@@ -84,33 +100,66 @@ def run_options(recipe: Recipe, task: Any, technique: str, seed: int) -> dict[st
     }
 
 
+def work_of(job: Arm | Original, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Do the work of an arm or of an original run; what :func:`rewound.experiment.execute.execute` is given."""
+    with _warnings_to(lambda text: report({"arm": job.index, "kind": "warning", "says": text})):
+        return train_original(job, report) if isinstance(job, Original) else run_arm(job, report)
+
+
 def run_arm(arm: Arm, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run one arm to its end (or go on where it was) and write its result; return it as a plain dict."""
+    """Run one arm to its end (or go on where it was) and write its result; return it as a plain dict.
+
+    Where another process has it, waits for that one, and returns what it found or goes on in its place.
+    """
     from rewound.tasks import drive
 
-    recipe, began = arm.recipe, time.monotonic()
-    with _warnings_to(lambda text: report({"arm": arm.index, "kind": "warning", "says": text})):
-        task = task_of(recipe)
+    recipe, original, beginning = arm.recipe, arm.original, {}
+    with leased(arm.folder) as check:
+        done = finished_result(arm.folder, arm.key)
+        if done is not None:
+            return done
+        error_file(arm.folder).unlink(missing_ok=True)
+        shared = {} if original is None else train_original(original, lambda event: None)
+        if original is not None:
+            beginning = {"original": original.folder}
+        task, clock = task_of(recipe), Clock(arm.folder)
         result, test = drive(
             task,
             seed=arm.seed,
             epochs=recipe.epochs,
             folder=arm.folder,
-            progress=_watcher(arm.index, task.metric, report),
+            progress=watcher(arm.index, task.metric, report, check, clock, shared.get("epochs", 0)),
+            **beginning,
             **run_options(recipe, task, arm.technique, arm.seed),
         )
-    found = {
+        check()
+        found = _found(arm, result.to_dict(), test, clock, shared)
+        write_json(result_file(arm.folder), found)
+    return finite(found)
+
+
+def _found(
+    arm: Arm, plain: dict[str, Any], test: dict[str, float], clock: Clock, shared: dict[str, Any]
+) -> dict[str, Any]:
+    """The arm's result. An original run is part of its cost whoever trained it; how much was shared is said beside."""
+    seconds = dict(clock.seconds)
+    if shared:
+        seconds[0] = seconds.get(0, 0.0) + shared["seconds"]
+    for done in plain["rounds"]:
+        done["seconds"] = round(seconds.get(done["index"], 0.0), 3)
+    total = round(sum(seconds.values()), 2)
+    plain["search_cost"] |= {"seconds": total, "shared_epochs": shared.get("epochs", 0)}
+    return {
         "technique": arm.technique,
         "seed": arm.seed,
         "status": "finished",
         "error": None,
         "key": arm.key,
         "test": test,
-        "seconds": round(time.monotonic() - began, 2),  # of this process; a run cut short took longer
-        **{k: v for k, v in result.to_dict().items() if k not in ("technique", "finished")},
+        "seconds": total,  # of every process that worked at it
+        **({} if arm.cell is None else {"cell": dict(arm.cell), "label": arm.label}),
+        **{k: v for k, v in plain.items() if k not in ("technique", "finished")},
     }
-    write_json(result_file(arm.folder), found)
-    return finite(found)
 
 
 @contextmanager
@@ -121,18 +170,26 @@ def _warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _watcher(index: int, metric: str, report: Callable[[dict[str, Any]], None]) -> Callable[[Any], None]:
-    """Return what a Run calls after every epoch: one event, with the epochs done since the very first."""
+def watcher(
+    index: int,
+    metric: str,
+    report: Callable[[dict[str, Any]], None],
+    check: Callable[[], None],
+    clock: Clock,
+    shared: int = 0,
+) -> Callable[[Any], None]:
+    """Return what a Run calls after every epoch: one event, with the epochs done since the very first, or since the original
+    run where its ``shared`` epochs were trained for all; LostLeaseError where the folder is no longer ours."""
 
     def watch(run: Any) -> None:
-        plan, done, in_units = run.plan, run.epoch + 1, run.mask.unit_density
-        if run.round:
-            done = plan.epochs + run.round * plan.retrain_epochs - (plan.epochs - done)
+        check()
+        clock.tick(run.round)
+        in_units = run.mask.unit_density
         report(
             {
                 "arm": index,
                 "kind": "epoch",
-                "done": done,
+                "done": run.plan.trained(run.round, run.epoch) - shared,
                 "round": run.round,
                 "density": run.density if in_units is None else in_units,
                 "value": run.logged.get(metric, float("nan")),

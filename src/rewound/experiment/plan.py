@@ -25,7 +25,7 @@ def make_plan(recipe: Recipe, task: Any = None) -> dict[str, Any]:
     if not texts:
         raise ValueError("'techniques' is empty; name one, such as lr-rewinding")
     task = task_of(recipe) if task is None else task
-    plans = [_plan_of(recipe, task, text) for text in recipe.techniques]
+    plans = [plan_of(recipe, task, text) for text in recipe.techniques]
     seeds = len(recipe.seeds)
     return {
         "name": recipe.name,
@@ -68,7 +68,8 @@ def check_evaluation(recipe: Recipe, task: Any) -> None:
         )
 
 
-def _plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
+def plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
+    """Return the plan of one technique of a recipe, as a plain dict, having built its Run; errors are those of that."""
     from rewound.measure.cost import training_flops
     from rewound.run import Run
     from rewound.tasks import example_of
@@ -113,17 +114,18 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         )
         most = "at the most " if one["at_most"] else ""  # a metric may end it after any round
         lines.append(f"{one['technique']}: {most}{retrain} a seed{_flops(one['flops'])}")
-        lines.append(f"    densities  {_densities(one['densities'])} (until {one['until']})")
+        lines.append(f"    densities  {told_densities(one['densities'])} (until {one['until']})")
         kept = ", ".join(one["snapshots"]) or "none beside where it stands"
-        lines.append(f"    snapshots  {kept}; on disk {_bytes(one['disk_bytes'])} a seed")
+        lines.append(f"    snapshots  {kept}; on disk {told_bytes(one['disk_bytes'])} a seed")
     lines += [
         "",
-        f"In all {counted(plan['arms'], 'run')}, {cost}, about {_bytes(plan['disk_bytes'])} on disk.",
+        f"In all {counted(plan['arms'], 'run')}, {cost}, about {told_bytes(plan['disk_bytes'])} on disk.",
     ]
     return lines
 
 
-def _densities(densities: list[float]) -> str:
+def told_densities(densities: list[float]) -> str:
+    """Return densities for people, the middle of many left out."""
     texts = [f"{d:.3g}" for d in densities]
     return " ".join(texts if len(texts) <= 8 else [*texts[:4], "..", *texts[-3:]])
 
@@ -132,10 +134,10 @@ def _flops(flops: float) -> str:
     return f", {flops:.3g} training FLOPs"
 
 
-def _bytes(count: float) -> str:
+def told_bytes(count: float) -> str:
     """Return a size for people.
 
-    >>> _bytes(2_400_000), _bytes(800)
+    >>> told_bytes(2_400_000), told_bytes(800)
     ('2.4 MB', '800 B')
     """
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment import store
-from rewound.experiment.arms import Arm, arms_of, run_arm, task_of
+from rewound.experiment.arms import Arm, arms_of, task_of, work_of
 from rewound.experiment.execute import Report, execute
 from rewound.experiment.findings import findings
 from rewound.experiment.plan import check_evaluation, make_plan
@@ -19,10 +19,11 @@ from rewound.experiment.table import as_markdown, make_table
 Show = Callable[[Sequence[str], Sequence[int], str], AbstractContextManager[Report]]
 
 
-def run_experiment(recipe: Recipe, show: Show) -> dict[str, Any]:
+def run_experiment(recipe: Recipe, show: Show, on: str = "local") -> dict[str, Any]:
     """Run what is not yet finished and return the results, as they are written to ``results.json``.
 
-    ``show(labels, epochs, metric)`` gives a context manager of a progress report. Errors in the recipe are
+    ``show(labels, epochs, metric)`` gives a context manager of a progress report; ``on``: see
+    :mod:`rewound.experiment.executors`. Errors in the recipe are
     raised before anything is trained or written; an arm that fails is part of the results. Where all is
     finished, torch is not even imported.
     """
@@ -50,7 +51,13 @@ def run_experiment(recipe: Recipe, show: Show) -> dict[str, Any]:
                 [a.label for a in todo], [length[a.technique] for a in todo], about[1]["name"]
             ) as report:
                 done = execute(
-                    numbered, run_arm, workers=recipe.workers, threads=recipe.threads, report=report
+                    numbered,
+                    work_of,
+                    workers=recipe.workers,
+                    threads=recipe.threads,
+                    report=report,
+                    on=on,
+                    folder=None if on == "local" else place.resolve(),
                 )
             outcomes |= {arm.index: done[k] for k, arm in enumerate(todo)}
         results = _results(recipe, arms, outcomes, *about)

@@ -5,6 +5,12 @@ my_task.py                        the user's own task, as it was when the runs b
 arms/TECHNIQUE/seed-N/            the folder of that arm's Run: states, masks, rounds
 arms/TECHNIQUE/seed-N.json        the arm's result, written once, when it is finished
 results.json  table.md  picture.png
+
+A grid's folder has recipe.toml and the task's file, and instead of the rest
+
+grid.json                         the runs asked for: key -> what sets it apart; the metric; versions, machine, command
+runs/KEY/  runs/KEY.json          each run's folder and result         originals/KEY/  originals/KEY.json   what they begin from
+index.sqlite                      the same as tables, made anew from the rest at will
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,7 @@ from typing import Any
 from rewound.experiment.recipe import Recipe, differences, read_recipe, task_name, to_toml
 
 RECIPE, RESULTS, TABLE, PICTURE = "recipe.toml", "results.json", "table.md", "picture.png"
+GRID, RUNS, ORIGINALS, INDEX = "grid.json", "runs", "originals", "index.sqlite"
 _HEAD = "# What this folder holds. 'rewound run' with this folder's name goes on here.\n"
 
 
@@ -39,19 +46,25 @@ def result_file(folder: Path) -> Path:
     return folder.with_name(folder.name + ".json")
 
 
-def write_text(path: Path, text: str) -> None:
+def error_file(folder: Path) -> Path:
+    """Return the file in a run's folder that says why it failed last, until it is tried again."""
+    return folder / "error.json"
+
+
+def write_text(path: Path, text: str, flush: bool = True) -> None:
     """Write a text file so that it is there whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), flush)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write a file so that it is there whole or not at all; without ``flush`` a power failure may take it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(passing, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(passing, path)
 
 
@@ -132,7 +145,7 @@ def own_recipe(path: Path) -> tuple[Path, list[str]]:
     moved since.
     """
     path = path / RECIPE if (path / RECIPE).is_file() else path
-    goes_on = path.name == RECIPE and (path.parent / "arms").is_dir()
+    goes_on = path.name == RECIPE and ((path.parent / "arms").is_dir() or (path.parent / GRID).is_file())
     return path, [f"folder={json.dumps(str(path.parent))}"] if goes_on else []
 
 
@@ -144,12 +157,27 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
         if place.is_dir() and not any(place.iterdir()):
             return
         raise ValueError(f"{place} exists and holds no experiment (no {RECIPE}); choose another --folder")
+    if (place / GRID).is_file():
+        raise ValueError(
+            f"{place} holds a grid, and this is a recipe without [grid]; choose another --folder"
+        )
     apart = differences(read_recipe(place / RECIPE), recipe)
     if apart:
         raise ValueError(
             f"{place} holds another experiment ({'; '.join(apart)}); "
             "choose another --folder, or delete this one"
         )
+    _check_source(place, recipe)
+
+
+def check_grid(place: Path, recipe: Recipe) -> None:
+    """Raise ValueError where a grid cannot go into the folder. Another grid can, with the same task: keys tell runs apart."""
+    if place.exists() and any(place.iterdir()) and not (place / GRID).is_file():
+        raise ValueError(f"{place} exists and holds no grid (no {GRID}); choose another --folder")
+    _check_source(place, recipe)
+
+
+def _check_source(place: Path, recipe: Recipe) -> None:
     source = task_file(recipe)
     copy = place / source.name if source else place
     if source and copy.is_file() and copy.read_bytes() != source.read_bytes() and _has_trained(place):
@@ -161,11 +189,12 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
 
 def _has_trained(place: Path) -> bool:
     """Whether an epoch of any arm is done: a task that failed before may be mended in place."""
-    states = (path.name for path in place.glob("arms/*/seed-*/state/epoch-*.pt"))
+    folders = ("arms/*/seed-*", f"{RUNS}/*", f"{ORIGINALS}/*")
+    states = (path.name for within in folders for path in place.glob(f"{within}/state/epoch-*.pt"))
     return any(not name.startswith("epoch-000000-") for name in states)
 
 
-def write_recipe(place: Path, recipe: Recipe) -> None:
+def write_recipe(place: Path, recipe: Recipe, as_toml: Callable[[Recipe], str] = to_toml) -> None:
     """Copy the recipe into the folder, and its task's file beside it, so that the folder may be moved."""
     source = task_file(recipe)
     if source:
@@ -173,7 +202,7 @@ def write_recipe(place: Path, recipe: Recipe) -> None:
         if not (copy.exists() and copy.samefile(source)):
             write_bytes(copy, source.read_bytes())
         recipe = recipe.model_copy(update={"task": task_name(recipe.task)})
-    write_text(place / RECIPE, _HEAD + to_toml(recipe))
+    write_text(place / RECIPE, _HEAD + as_toml(recipe))
 
 
 def read_results(place: Path) -> Mapping[str, Any]:
