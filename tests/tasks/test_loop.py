@@ -1,6 +1,8 @@
 """The bundled loop drives a Run through its public door, and reads the test split once."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -66,6 +68,20 @@ def test_training_is_a_function_of_the_seed():
     torch.manual_seed(2)
     assert torch.equal(weights(0), first)
     assert not torch.equal(weights(1), first)
+
+
+def test_what_a_process_imports_and_reads_once_draws_nothing_from_the_run():
+    """scikit-learn, imported with the first data, draws from Python's generator: the first run of a process was another one."""
+    program = """
+import random
+from rewound.tasks import drive, load_task
+ends = []
+for _ in range(2):
+    drive(load_task("digits"), seed=0, epochs=1, technique="lr-rewinding", until="1 rounds")
+    ends.append(random.getstate())
+assert ends[0] == ends[1]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_default_digits_learn_in_their_default_time():

@@ -91,6 +91,7 @@ def drive(
     The global generators of torch, numpy and Python are seeded: models draw (dropout), and so do users'
     batches.
     """
+    example = example_of(task, seed)  # before the seeds: what a process imports and reads once may draw, too
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -107,7 +108,7 @@ def drive(
         seed=seed,
         progress=progress,
         evaluate=lambda pruned: before_retraining(task, pruned, seed),
-        example=example_of(task, seed),
+        example=example,
         **{"initialize": lambda pruned, number: draw_again_(task, pruned, number), **run_options},
     )
     for epoch in run:
