@@ -17,7 +17,9 @@ EPS = np.finfo(np.float32).eps
 def kernels(request):
     before = _native.instruction_set()
     _native.use_instruction_set(request.param)
+    _native.use_task_size(16)  # small products are split as well
     yield request.param
+    _native.use_task_size(16384)
     _native.use_instruction_set(before)
 
 

@@ -349,7 +349,7 @@ void pack_fours(const Weight& w, Matvec& made) {
 
 }  // namespace
 
-Conv pack(const ConvSpec& s, const Weight& w, const float* bias, Schedule asked, int lanes) {
+Conv pack(const ConvSpec& s, const Weight& w, const float* bias, Schedule asked, int lanes, int64_t (*parts)(int64_t)) {
   check(s, w);
   check_rows(w);
   Conv made;
@@ -475,10 +475,12 @@ Conv pack(const ConvSpec& s, const Weight& w, const float* bias, Schedule asked,
   op.entries = entries;
   made.macs = (dense ? w.out * w.row : w.starts[w.out]) * s.out.pixels();
 
-  // Tasks: enough for many threads, each with rows enough to use the pixels it has brought into its cache.
-  op.tile_parts = op.tiles;
-  op.row_parts = std::clamp<int64_t>(16 / op.tiles, 1, std::max<int64_t>(1, op.row_blocks * rows / 64));
-  if (made.macs < 200000) op.tile_parts = op.row_parts = 1;
+  // Tasks of some microseconds, enough for many threads: by tiles, and by rows, enough of them in a part to use the pixels that
+  // it brings into its cache. Cores hand a line over slowly, so smaller products stay on one thread.
+  const int64_t worth = parts(made.macs);
+  const int64_t least = std::clamp<int64_t>(static_cast<int64_t>(4.0 / std::max(density(w), 0.01)), 16, 64);
+  op.tile_parts = std::min(op.tiles, worth);
+  op.row_parts = std::clamp<int64_t>(std::min<int64_t>(worth, 16) / op.tile_parts, 1, std::max<int64_t>(1, op.row_blocks * rows / least));
   op.tasks = op.tile_parts * op.row_parts;
   return made;
 }

@@ -78,7 +78,9 @@ struct Conv {
 // A tap that looks beyond the left or right end of a row needs a guard there, but for windows up to three columns wide (that
 // look one pixel to either side) where the pitch and both leads are multiples of 8 (or of `lanes`), and the plane of the pitch:
 // then rows may follow upon each other without a guard, and loads are aligned. Best is a pitch of width rounded up to 8 or 16.
-Conv pack(const ConvSpec& spec, const Weight& weight, const float* bias, Schedule schedule, int lanes);
+// parts: of so many multiply-adds, how many tasks are worth their while.
+Conv pack(const ConvSpec& spec, const Weight& weight, const float* bias, Schedule schedule, int lanes,
+          int64_t (*parts)(int64_t macs));
 
 constexpr int64_t kPanel = 1024;   // rows of a matrix-vector task: columns as long as that stream well
 constexpr int64_t kColumns = 256;  // that are summed before they join the rest

@@ -159,7 +159,8 @@ void Program::fill(int64_t value, float number, const std::string& name) {
 void Program::zero_guards(const Value& y, const std::string& name) {
   if (!y.guarded() || !has_guards(y.planes)) return;
   const FillOp op{.y = y, .number = 0.0f, .pixels = false};
-  add("clear", name, op, kernels_.fill, y.planes.channels * y.planes.images);
+  constexpr int64_t kMiss = 256;  // a guard is a cache line that is not there: as long as so many floats
+  add("clear", name, op, kernels_.fill, y.planes.channels * y.planes.images * kMiss);
 }
 
 }  // namespace rewound

@@ -24,11 +24,43 @@ int64_t process() {
 
 constexpr int kMostThreads = 1024;
 
-// How far an operator is in one run. Threads take parts of it, and go on when all parts are done.
+// How far a thread is with its own tasks of an operator, and (the first thread's) how many tasks all threads have done: the
+// number of the run times kTasks, and a count. Numbers of older runs count as zero, so nothing is ever reset. Each on a cache
+// line of its own, which other threads write to only where they help out.
 struct alignas(64) Progress {
-  std::atomic<int64_t> next{0};
-  std::atomic<int64_t> done{0};
+  std::atomic<uint64_t> next{0};
+  std::atomic<uint64_t> done{0};
 };
+constexpr uint64_t kTasks = uint64_t{1} << 24;
+
+// The next of `count` tasks, or -1.
+int64_t take(std::atomic<uint64_t>& next, uint64_t run, int64_t count) {
+  uint64_t at = next.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t from = std::max(at, run);
+    if (from - run >= static_cast<uint64_t>(count)) return -1;
+    if (next.compare_exchange_weak(at, from + 1, std::memory_order_relaxed)) return static_cast<int64_t>(from - run);
+  }
+}
+
+// The tasks of one operator, on one of several threads: its own share, the same in every run, so that it finds in its caches
+// what it wrote there; then what is left of the others'. A single task is the first thread's. Returns when all are done.
+void run_together(const Operator& each, const Frame& frame, Progress* progress, uint64_t run, int threads, int worker) {
+  uint64_t mine = 0;
+  for (int i = 0; i < threads && (each.tasks > 1 || worker == 0); ++i) {
+    const int owner = (worker + i) % threads;
+    const Part share = part(each.tasks, threads, owner);
+    for (int64_t task; (task = take(progress[owner].next, run, share.last - share.first)) >= 0; ++mine)
+      each.run(frame, share.first + task);
+  }
+  std::atomic<uint64_t>& done = progress[0].done;
+  if (mine > 0) {
+    uint64_t before = done.load(std::memory_order_relaxed);
+    while (!done.compare_exchange_weak(before, std::max(before, run) + mine, std::memory_order_release, std::memory_order_relaxed)) {
+    }
+  }
+  for (int64_t spins = 0; done.load(std::memory_order_acquire) < run + static_cast<uint64_t>(each.tasks); ++spins) relax(spins);
+}
 
 // All of an operator on this thread.
 void run_alone(const Operator& each, const Frame& frame) {
@@ -44,6 +76,7 @@ struct Program::Runtime {
   std::unique_ptr<Pool> pool;
   std::vector<std::unique_ptr<Floats>> arenas, scratches;
   std::vector<Progress> progress;
+  uint64_t runs = 0;
 };
 
 // Made by the process that runs: a child of fork has neither the threads of its parent nor, for certain, its locks, and
@@ -100,12 +133,15 @@ void Program::run(const std::vector<const void*>& inputs, const std::vector<void
   const std::lock_guard<std::mutex> lock(mine.running);
 
   const int64_t apart = threads > 1 ? groups / threads * threads : 0;  // groups that run on one thread each
-  int64_t widest = 0, most_tasks = 0;
+  int64_t widest = 0, most_tasks = 0, splits = 0;
   for (const Operator& each : operators_) {
     widest = std::max(widest, each.scratch);
     most_tasks = std::max(most_tasks, each.tasks);
+    splits += each.tasks - 1;
   }
-  if (apart == 0 && most_tasks <= 1) threads = 1;
+  // Where most operators are a single task, handing lines from core to core costs more than sharing the others saves.
+  const bool few = 2 * splits < static_cast<int64_t>(operators_.size());
+  if (apart == 0 && (few || most_tasks >= static_cast<int64_t>(kTasks))) threads = 1;
   while (static_cast<int64_t>(mine.arenas.size()) < (apart > 0 ? threads : 1))
     mine.arenas.push_back(std::make_unique<Floats>(plus(arena_, 2 * kSlack)));
   while (static_cast<int>(mine.scratches.size()) < threads) mine.scratches.push_back(std::make_unique<Floats>(widest));
@@ -159,22 +195,13 @@ void Program::run(const std::vector<const void*>& inputs, const std::vector<void
       }
       continue;
     }
-    if (mine.progress.size() != operators_.size()) mine.progress = std::vector<Progress>(operators_.size());
-    for (Progress& each : mine.progress) {
-      each.next.store(0, std::memory_order_relaxed);
-      each.done.store(0, std::memory_order_relaxed);
-    }
+    const size_t count = static_cast<size_t>(threads);
+    if (mine.progress.size() != operators_.size() * count) mine.progress = std::vector<Progress>(operators_.size() * count);
+    const uint64_t run = ++mine.runs * kTasks;
     mine.pool->run(threads, [&](int worker) {
       const Frame here = frame(at, 0, static_cast<size_t>(worker));
       for (size_t i = 0; i < operators_.size(); ++i) {
-        const Operator& each = operators_[i];
-        Progress& progress = mine.progress[i];
-        if (progress.next.load(std::memory_order_relaxed) < each.tasks)
-          for (int64_t task; (task = progress.next.fetch_add(1, std::memory_order_relaxed)) < each.tasks;) {
-            each.run(here, task);
-            progress.done.fetch_add(1, std::memory_order_release);
-          }
-        for (int64_t spins = 0; progress.done.load(std::memory_order_acquire) < each.tasks; ++spins) relax(spins);
+        run_together(operators_[i], here, &mine.progress[i * count], run, threads, worker);
         if (nanoseconds != nullptr && worker == 0) lap(i);
       }
     });

@@ -31,7 +31,9 @@ void Program::conv(int64_t x, int64_t y, int64_t residual, ConvSpec spec, const 
     require(times(planes->channels, planes->stride) < int64_t{1} << 29, "x or y is larger than 2 GiB");
   spec.in = from.planes;
   spec.out = to.planes;
-  const auto made = std::make_shared<const Conv>(pack(spec, weight, bias, schedule, kernels_.lanes));
+  constexpr int64_t kMacs = 6;  // in the time that another operator takes for a float
+  const auto made = std::make_shared<const Conv>(
+      pack(spec, weight, bias, schedule, kernels_.lanes, [](int64_t macs) { return parts(macs / kMacs); }));
   Operator op;
   op.kind = "conv";
   op.name = name;
