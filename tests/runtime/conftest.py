@@ -8,6 +8,8 @@ import pytest
 
 from rewound.runtime import _native
 
+collect_ignore = ["sanitized.py"]  # a plugin, for another build
+
 
 @pytest.fixture(params=_native.instruction_sets())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
