@@ -26,7 +26,9 @@ def found(net):
     """A ticket found by a run: (model, mask, initial weights)."""
     initial = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
-    run = rewound.Run(net, optimizer, epochs=2, technique="lottery-ticket", rate=0.5, until="2 rounds", allocation="uniform")
+    run = rewound.Run(
+        net, optimizer, epochs=2, technique="lottery-ticket", rate=0.5, until="2 rounds", allocation="uniform"
+    )
     for _ in run:
         x = torch.randn(32, 6)
         optimizer.zero_grad()

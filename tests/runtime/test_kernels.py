@@ -344,7 +344,9 @@ def matvec(x, weight, bias=None, activation=None, dense=False, threads=1):
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("density", [0, "one", 0.05, 0.5, 1])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (300, 784), (1030, 65), (10, 100), (6, 20000)])
-@pytest.mark.parametrize("zeros", [0, 0.5, 0.9])  # of x: sums go by rows, or by the columns of what is not zero
+@pytest.mark.parametrize(
+    "zeros", [0, 0.5, 0.9]
+)  # of x: sums go by rows, or by the columns of what is not zero
 def test_matvec_equals_a_reference(kernels, shape, density, dense, zeros):
     rng = np.random.default_rng(5)
     weight, bias = weight_of(rng, shape, density), rng.standard_normal(shape[0]).astype(np.float32)
