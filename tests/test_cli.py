@@ -342,6 +342,9 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(tmp_path):
         json.loads(text)["arms"]
         for text in ((tmp_path / "runs/long/results.json").read_text(), straight.stdout)
     )
+    for arm in (*there, *here):
+        for done in arm["rounds"]:
+            assert done.pop("seconds") > 0
     assert [arm["rounds"] for arm in there] == [arm["rounds"] for arm in here]
     assert [arm["test"] for arm in there] == [arm["test"] for arm in here]
 
