@@ -6,6 +6,8 @@ torchmetrics object of the user's becomes one by :func:`as_metric`.
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -220,11 +222,17 @@ def _stateful(metric: Any) -> Callable[[Array, Array], float]:
     return compute
 
 
+@functools.cache
 def _sklearn() -> ModuleType:
+    state = (
+        random.getstate()
+    )  # modules imported on the way draw from it: the first run of a process would differ from others
     try:
         import sklearn.metrics
     except ImportError as error:
         raise ImportError("this metric is computed by scikit-learn: pip install 'rewound[tasks]'") from error
+    finally:
+        random.setstate(state)
     return sklearn.metrics
 
 

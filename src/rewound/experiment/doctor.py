@@ -12,6 +12,12 @@ EXTRAS = {
     "huggingface": {"transformers": "transformers", "accelerate": "accelerate"},
     "lightning": {"lightning": "lightning"},
     "translation": {"tokenizers": "tokenizers", "sacrebleu": "sacrebleu"},
+    "report": {"matplotlib": "matplotlib", "jinja2": "Jinja2"},
+    "dask": {"distributed": "distributed"},
+    "slurm": {"submitit": "submitit"},
+    "tensorboard": {"tensorboard": "tensorboard"},
+    "mlflow": {"mlflow": "mlflow"},
+    "wandb": {"wandb": "wandb"},
     "bench": {n: n for n in ("onnxruntime", "onnx", "onnxscript", "openvino")},
 }
 

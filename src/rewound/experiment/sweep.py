@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import sqlite3
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +46,10 @@ def run_grid(grid: Grid, show: Show, *, on: str = "local", command: str = "") ->
             store.write_recipe(place, grid.recipe, lambda recipe: grid_toml(replace(grid, recipe=recipe)))
             store.write_json(place / store.GRID, _manifest(grid, arms, plan, command))
             _run(arms, todo, plan, tasks, grid.recipe, show, on)
-        rebuild_index(place)
+        try:
+            rebuild_index(place)
+        except (OSError, sqlite3.Error) as error:  # nothing is only in it
+            warnings.warn(f"the index of {place} could not be written: {error}", stacklevel=2)
     return read_study([place])
 
 
