@@ -162,6 +162,7 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
+    metrics._sklearn.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install 'rewound\[tasks\]'"):
         METRICS["accuracy"](SCORES, LABELS)

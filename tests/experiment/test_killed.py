@@ -64,7 +64,7 @@ def test_workers_and_driver_killed_ten_times_leave_the_same_to_the_bit(undisturb
         workers = children(process.pid)
         if victim == "driver" or not workers:
             process.kill()
-            process.wait()
+            process.communicate()
             process = drive(place)
         else:
             os.kill(chance.choice(workers), signal.SIGKILL)
