@@ -258,7 +258,10 @@ def _say(error: Any, within: str = "") -> str:
     if error["type"] == "extra_forbidden":
         known = [*(ScopeTable if path[:1] == ["scope"] and len(path) > 1 else Recipe).model_fields]
         if path == ["grid"]:
-            return "'grid' makes this a grid of recipes; it is read by rewound.experiment.grid.read_grid"
+            return (
+                "'grid' makes this a grid of recipes, and one recipe is wanted here; 'rewound run', 'plan' and 'report' read "
+                "grids, 'verify', 'export' and 'bench' do not yet (read_grid, from Python)"
+            )
         prefix = within + "".join(part + "." for part in path[:-1])
         near = [f"did you mean '{prefix}{name}'?" for name in closest(path[-1], known)]
         return f"unknown key '{dotted}' ({near[0] if near else 'known: ' + ', '.join(known)})"
