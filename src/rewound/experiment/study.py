@@ -78,7 +78,8 @@ def _of_grid(place: Path) -> Study:
         kept = {name: done[name] for name in ("epochs", "seconds", "test", "snapshots")}
         dense[path.stem] = {**kept, "used_by": users}
     about = {key: manifest[key] for key in ("name", "task", "metric", "command", "versions", "machine")}
-    return {**about, "folder": str(place), "runs": runs, "dense": dense, **_told(place)}
+    data = manifest.get("data", {})  # of grids from before there were fingerprints
+    return {**about, "folder": str(place), "runs": runs, "dense": dense, "data": data, **_told(place)}
 
 
 def _of_experiment(place: Path) -> Study:
@@ -111,12 +112,13 @@ def _of_experiment(place: Path) -> Study:
         "command": f"rewound run {place.name}",
         "versions": {"python": machine["python"]} if "python" in machine else {},
         "machine": machine,
+        "data": {},
         **_told(place),
     }
 
 
 def _told(place: Path) -> dict[str, Any]:
-    return {"recipe": (place / store.RECIPE).read_text(encoding="utf-8"), "data": {}}
+    return {"recipe": (place / store.RECIPE).read_text(encoding="utf-8")}
 
 
 def _result(folder: Path) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ def run_grid(grid: Grid, show: Show, *, on: str = "local", command: str = "") ->
     with store.locked(place):
         if todo:
             store.write_recipe(place, grid.recipe, lambda recipe: grid_toml(replace(grid, recipe=recipe)))
-            store.write_json(place / store.GRID, _manifest(grid, arms, plan, command))
+            store.write_json(place / store.GRID, _manifest(grid, arms, plan, command, tasks))
             _run(arms, todo, plan, tasks, grid.recipe, show, on)
         try:
             rebuild_index(place)
@@ -163,7 +163,13 @@ def _in_order(jobs: list[Arm | Original], numbered: dict[str, Original]) -> list
     return ordered
 
 
-def _manifest(grid: Grid, arms: Sequence[Arm], plan: dict[str, Any], command: str) -> dict[str, Any]:
+def _manifest(
+    grid: Grid,
+    arms: Sequence[Arm],
+    plan: dict[str, Any],
+    command: str,
+    tasks: Callable[[Recipe], Any],
+) -> dict[str, Any]:
     from importlib import metadata
 
     from rewound.measure.machine import facts
@@ -178,11 +184,25 @@ def _manifest(grid: Grid, arms: Sequence[Arm], plan: dict[str, Any], command: st
         "versions": {name: metadata.version(name) for name in packages}
         | {"python": platform.python_version()},
         "machine": facts(),
+        "data": _fingerprints(arms, tasks),
         "runs": {
             arm.key: {"label": arm.label, "cell": arm.cell, "original": original_key(canonical(arm.recipe))}
             for arm in arms
         },
     }
+
+
+def _fingerprints(arms: Sequence[Arm], tasks: Callable[[Recipe], Any]) -> dict[str, str]:
+    """Task, with its options where they vary -> the fingerprint of its data; without those that tell none."""
+    from rewound.tasks.fingerprint import fingerprint_of
+
+    found = {}
+    recipes = {_task_key(arm.recipe): arm.recipe for arm in arms}
+    for recipe in recipes.values():
+        options = json.dumps(recipe.task_options, sort_keys=True) if len(recipes) > 1 else ""
+        if (told := fingerprint_of(tasks(recipe))) is not None:
+            found[f"{recipe.task} {options}".strip()] = told
+    return found
 
 
 def _task_key(recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ from rewound.metrics import Metric, as_metric
 from rewound.tasks.batches import check_data_order, count, order
 from rewound.tasks.evaluation import evaluate
 from rewound.tasks.files import find_folder
+from rewound.tasks.fingerprint import fingerprint
 from rewound.tasks.images import Files, Images, class_names, list_images, loaded
 from rewound.tasks.models import seeded
 from rewound.tasks.models.resnet import imagenet_resnet
@@ -81,6 +82,13 @@ class FolderTask:
             len(files), self.validation, classes=torch.tensor([label for _, label in files])
         )
         return tuple(files[i] for i in stay.tolist()), tuple(files[i] for i in held.tolist())
+
+    def fingerprint(self) -> str:
+        """Of the names of the files it trains and validates on, and of how large each is; their content is not read."""
+        files = (path for split in self._training_files for path, _ in split)
+        return fingerprint(
+            f"{path.relative_to(self.place).as_posix()} {path.stat().st_size}" for path in files
+        )
 
     @property
     def steps_per_epoch(self) -> int:

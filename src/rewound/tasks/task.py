@@ -29,9 +29,10 @@ class Task(Protocol):
     """Data, a model and the recipe that trains it.
 
     ``name``: what reports call it. ``metric``: the entry of :meth:`evaluate` that decides, and
-    ``higher_is_better`` its direction. ``epochs``: the default length T of training. A task may have two members
+    ``higher_is_better`` its direction. ``epochs``: the default length T of training. A task may have three members
     more. ``clip_norm``: gradients are clipped to so large a norm before every step. ``example``: the inputs of a step
-    of about mean size, where the first batch is none such.
+    of about mean size, where the first batch is none such. ``fingerprint()``: a short text that changes with the data,
+    which reports give (:func:`rewound.tasks.fingerprint.fingerprint` makes one).
     """
 
     @property

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from rewound.metrics import Metric, as_metric
 from rewound.tasks.batches import batches, check_data_order, count, in_order
 from rewound.tasks.evaluation import evaluate
+from rewound.tasks.fingerprint import fingerprint
 from rewound.tasks.models import seeded
 from rewound.tasks.schedules import step_decay
 from rewound.tasks.splits import Data
@@ -85,6 +86,10 @@ class TensorTask:
     @cached_property
     def data(self) -> Data:
         return self.read()
+
+    def fingerprint(self) -> str:
+        """Of what it trains and validates on; the test set is not read for it."""
+        return fingerprint([*self.data.train, *self.data.validation])
 
     @property
     def steps_per_epoch(self) -> int:

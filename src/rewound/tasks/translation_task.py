@@ -19,6 +19,7 @@ from rewound.tasks.batches import check_data_order, count
 from rewound.tasks.buckets import bucketed, within
 from rewound.tasks.decoding import beam_search, greedy
 from rewound.tasks.evaluation import device_of, evaluating
+from rewound.tasks.fingerprint import fingerprint
 from rewound.tasks.models import seeded
 from rewound.tasks.models.gnmt import Gnmt
 from rewound.tasks.pairs import Pair, Pairs
@@ -111,6 +112,10 @@ class TranslationTask:
         ).double()
         typical = batches[int((sizes - sizes.mean()).abs().argmin())]
         return _padded([coded[i] for i in typical.tolist()])[0]
+
+    def fingerprint(self) -> str:
+        """Of the pairs it trains and validates on."""
+        return fingerprint(text for pair in (*self.pairs.train, *self.pairs.validation) for text in pair)
 
     @property
     def steps_per_epoch(self) -> int:
