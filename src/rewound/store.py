@@ -14,7 +14,7 @@ from rewound.folder import Folder, read_json
 
 # What of a configuration an original run depends on; the technique and what is pruned come after it.
 _TRAINING = ("epochs", "seed", "parameters", "optimizer", "groups", "scheduler", "extras", "processes")
-SHARE_OF_TIME = 0.02  # states are written as often as possible without taking more of the time than this
+SHARE_OF_TIME = 0.005  # states are written as often as possible without taking more of the time than this
 
 
 class Store:
