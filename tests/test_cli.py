@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -364,6 +365,19 @@ def test_plan_says_what_it_will_cost_and_writes_nothing(tmp_path):
     assert plan["total_epochs"] == 12
     assert plan["techniques"][1]["densities"] == pytest.approx([0.8, 0.64], abs=1e-3)
     assert plan["disk_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_says_about_how_long_it_will_take_unless_told_not_to_measure(tmp_path):
+    last = rewound("plan", *TINY).stdout.splitlines()[-1]
+    assert last.startswith("About ")
+    assert re.search(r" on 1 worker of this machine \(measured: \d+ (epoch|step)s? of ", last)
+    grid = ["--set", "grid.rate=[0.2, 0.5]", "--json"]
+    for words in (["--json"], grid):
+        plan = json.loads(rewound("plan", *TINY, *words).stdout)
+        assert 0 < plan["estimate"]["seconds"] == plan["estimate"]["work_seconds"]
+        assert "estimate" not in json.loads(rewound("plan", *TINY, *words, "--no-measure").stdout)
+    assert "About" not in rewound("plan", *TINY, "--no-measure").stdout
     assert list(tmp_path.iterdir()) == []
 
 

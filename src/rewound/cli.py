@@ -108,21 +108,33 @@ def plan(
     recipe: RecipePath = None,
     set_: Overrides = None,
     folder: FolderOption = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Train for a moment, in memory, to estimate the time; or do not."
+        ),
+    ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what would be trained and what it would cost; nothing is run or written."""
+    """Say what would be trained, what it would cost and about how long it would take; nothing is written."""
     with _answering(as_json, debug):
-        asked = _recipe(recipe, set_, folder)
+        from rewound.experiment.arms import task_keeper
+        from rewound.experiment.estimate import estimate_experiment, estimate_grid
+
+        asked, tasks = _recipe(recipe, set_, folder), task_keeper()
         if hasattr(asked, "runs"):
             from rewound.experiment.grid_plan import as_lines, plan_grid
-            from rewound.experiment.sweep import task_keeper
 
-            found = plan_grid(asked, task_keeper())
+            found = plan_grid(asked, tasks)
+            if measure:
+                found["estimate"] = estimate_grid(asked, tasks, found)
         else:
             from rewound.experiment.plan import as_lines, make_plan
 
-            found = make_plan(asked)
+            found = make_plan(asked, tasks(asked))
+            if measure:
+                found["estimate"] = estimate_experiment(asked, tasks(asked), found)
         _tell(found, as_lines, as_json)
 
 

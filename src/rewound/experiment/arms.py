@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment.clock import Clock
+from rewound.experiment.grid import Grid, labels
+from rewound.experiment.keys import cell_of
 from rewound.experiment.lease import leased
 from rewound.experiment.originals import Original, train_original
 from rewound.experiment.recipe import ONE_SHOT, Recipe, ScopeTable
 from rewound.experiment.store import (
+    RUNS,
     arm_folder,
     error_file,
     finished_result,
@@ -54,6 +58,24 @@ def arms_of(recipe: Recipe, place: Path) -> list[Arm]:
     return [Arm(k, t, s, arm_folder(place, t, s), recipe, key) for k, (t, s) in enumerate(pairs)]
 
 
+def arms_of_grid(grid: Grid) -> list[Arm]:
+    """Return the grid's runs as arms, each in the folder that its key names."""
+    place, recipes = grid.place.resolve() / RUNS, list(grid.runs.values())
+    return [
+        Arm(
+            k,
+            recipe.techniques[0],
+            recipe.seeds[0],
+            place / key,
+            recipe,
+            key,
+            called=label,
+            cell=cell_of(recipe),
+        )
+        for k, ((key, recipe), label) in enumerate(zip(grid.runs.items(), labels(recipes)))
+    ]
+
+
 def task_of(recipe: Recipe) -> Any:
     """Make the recipe's task. Errors are those of ``load_task``."""
     from rewound.tasks import load_task
@@ -61,6 +83,24 @@ def task_of(recipe: Recipe) -> Any:
     # "rewind" is every task's own default; a task that knows nothing else need not take the option
     order = {} if recipe.data_order == "rewind" else {"data_order": recipe.data_order}
     return load_task(recipe.task, **order, **recipe.task_options)
+
+
+def task_key(recipe: Recipe) -> str:
+    """Return what decides of a recipe's task: equal texts, equal tasks."""
+    return json.dumps([recipe.task, recipe.data_order, recipe.task_options], sort_keys=True)
+
+
+def task_keeper() -> Callable[[Recipe], Any]:
+    """Return a function that makes a recipe's task, each once."""
+    made: dict[str, Any] = {}
+
+    def task(recipe: Recipe) -> Any:
+        key = task_key(recipe)
+        if key not in made:
+            made[key] = task_of(recipe)
+        return made[key]
+
+    return task
 
 
 def run_options(recipe: Recipe, task: Any, technique: str, seed: int) -> dict[str, Any]:

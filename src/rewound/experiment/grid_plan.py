@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rewound.experiment import store
+from rewound.experiment.estimate import as_line
 from rewound.experiment.grid import Grid, labels
 from rewound.experiment.keys import canonical, key_of, original_key
-from rewound.experiment.plan import plan_of, told_bytes, told_densities
+from rewound.experiment.plan import plan_of, told_bytes, told_densities, told_epochs
 from rewound.experiment.recipe import Recipe
 from rewound.experiment.table import counted
 
@@ -66,7 +67,7 @@ def plan_grid(grid: Grid, tasks: Callable[[Recipe], Any]) -> dict[str, Any]:
 
 
 def as_lines(plan: dict[str, Any]) -> list[str]:
-    """Set the plan for people."""
+    """Set the plan for people, with its estimate of time where it has one."""
     pace = f"{plan['workers']} at a time, each on {counted(plan['threads'], 'thread')}"
     lines = [
         f"{plan['name']}: a grid of {counted(plan['runs'], 'run')} on {plan['task']}, judged by validation "
@@ -75,9 +76,7 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         "",
     ]
     for one in plan["cells"]:
-        epochs = f"{one['epochs']} + {one['rounds']} x {one['retrain_epochs']} = {one['total_epochs']} epochs"
-        most = "at the most " if one["at_most"] else ""
-        lines.append(f"{one['label']}: {counted(len(one['keys']), 'seed')}, {most}{epochs} a seed")
+        lines.append(f"{one['label']}: {counted(len(one['keys']), 'seed')}, {told_epochs(one)}")
         if one["densities"]:
             lines.append(f"    densities  {told_densities(one['densities'])}")
     without, total = plan["epochs_without_sharing"], plan["total_epochs"]
@@ -87,4 +86,4 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         f"{counted(plan['originals'], 'original run')} for all: {most}{total:,} epochs of training rather than {without:,}, "
         f"{plan['total_flops']:.3g} training FLOPs, at most {told_bytes(plan['disk_bytes'])} on disk.",
     ]
-    return lines
+    return [*lines, as_line(plan)] if "estimate" in plan else lines

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewound.experiment.arms import run_options, task_of
+from rewound.experiment.estimate import as_line
 from rewound.experiment.recipe import Recipe
 from rewound.experiment.store import arm_folder
 from rewound.experiment.table import counted
@@ -94,7 +95,7 @@ def plan_of(recipe: Recipe, task: Any, text: str) -> dict[str, Any]:
 
 
 def as_lines(plan: dict[str, Any]) -> list[str]:
-    """Set the plan for people."""
+    """Set the plan for people, with its estimate of time where it has one."""
     first = plan["techniques"][0]
     share = f"{first['size']:,} of {first['model_size']:,} weights"
     if first["what"] != "weights":
@@ -109,11 +110,7 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         "",
     ]
     for one in plan["techniques"]:
-        retrain = (
-            f"{one['epochs']} + {one['rounds']} x {one['retrain_epochs']} = {one['total_epochs']} epochs"
-        )
-        most = "at the most " if one["at_most"] else ""  # a metric may end it after any round
-        lines.append(f"{one['technique']}: {most}{retrain} a seed{_flops(one['flops'])}")
+        lines.append(f"{one['technique']}: {told_epochs(one)}{_flops(one['flops'])}")
         lines.append(f"    densities  {told_densities(one['densities'])} (until {one['until']})")
         kept = ", ".join(one["snapshots"]) or "none beside where it stands"
         lines.append(f"    snapshots  {kept}; on disk {told_bytes(one['disk_bytes'])} a seed")
@@ -121,7 +118,24 @@ def as_lines(plan: dict[str, Any]) -> list[str]:
         "",
         f"In all {counted(plan['arms'], 'run')}, {cost}, about {told_bytes(plan['disk_bytes'])} on disk.",
     ]
-    return lines
+    return [*lines, as_line(plan)] if "estimate" in plan else lines
+
+
+def told_epochs(one: Mapping[str, Any]) -> str:
+    """Return for people how many epochs one seed of a technique trains, given the technique's plan.
+
+    >>> rewinding = {"epochs": 10, "rounds": 6, "retrain_epochs": 8, "total_epochs": 58, "at_most": False}
+    >>> told_epochs(rewinding)
+    '10 + 6 x 8 = 58 epochs a seed'
+    >>> told_epochs({**rewinding, "total_epochs": 10, "starts": [2, 3, 4, 5, 6, 7]})
+    '10 epochs a seed, pruned 6 times within them, before epochs 2 to 7'
+    """
+    most = "at the most " if one["at_most"] else ""  # a metric may end it after any round
+    if starts := one.get("starts"):
+        before = f"epochs {starts[0]} to {starts[-1]}" if len(starts) > 1 else f"epoch {starts[0]}"
+        return f"{one['epochs']} epochs a seed, pruned {counted(len(starts), 'time')} within them, before {before}"
+    sum_ = f"{one['epochs']} + {one['rounds']} x {one['retrain_epochs']} = {one['total_epochs']}"
+    return f"{most}{sum_} epochs a seed"
 
 
 def told_densities(densities: list[float]) -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment import store
-from rewound.experiment.arms import Arm, task_of, work_of
+from rewound.experiment.arms import Arm, arms_of_grid, task_keeper, task_key, work_of
 from rewound.experiment.execute import execute
-from rewound.experiment.grid import Grid, grid_toml, labels
+from rewound.experiment.grid import Grid, grid_toml
 from rewound.experiment.grid_plan import plan_grid
 from rewound.experiment.index import rebuild_index
-from rewound.experiment.keys import canonical, cell_of, original_key
+from rewound.experiment.keys import canonical, original_key
 from rewound.experiment.originals import Original, finished_original, snapshots_for
 from rewound.experiment.plan import check_evaluation
 from rewound.experiment.recipe import Recipe
@@ -39,7 +39,7 @@ def run_grid(grid: Grid, show: Show, *, on: str = "local", command: str = "") ->
     tasks = task_keeper()
     if todo:
         plan = plan_grid(grid, tasks)
-        for recipe in {_task_key(arm.recipe): arm.recipe for arm in todo if not arm.folder.exists()}.values():
+        for recipe in {task_key(arm.recipe): arm.recipe for arm in todo if not arm.folder.exists()}.values():
             check_evaluation(recipe, tasks(recipe))
     with store.locked(place):
         if todo:
@@ -51,37 +51,6 @@ def run_grid(grid: Grid, show: Show, *, on: str = "local", command: str = "") ->
         except (OSError, sqlite3.Error) as error:  # nothing is only in it
             warnings.warn(f"the index of {place} could not be written: {error}", stacklevel=2)
     return read_study([place])
-
-
-def arms_of_grid(grid: Grid) -> list[Arm]:
-    """Return the grid's runs as arms, each in the folder that its key names."""
-    place, recipes = grid.place.resolve() / store.RUNS, list(grid.runs.values())
-    return [
-        Arm(
-            k,
-            recipe.techniques[0],
-            recipe.seeds[0],
-            place / key,
-            recipe,
-            key,
-            called=label,
-            cell=cell_of(recipe),
-        )
-        for k, ((key, recipe), label) in enumerate(zip(grid.runs.items(), labels(recipes)))
-    ]
-
-
-def task_keeper() -> Callable[[Recipe], Any]:
-    """Return a function that makes a recipe's task, each once."""
-    made: dict[str, Any] = {}
-
-    def task(recipe: Recipe) -> Any:
-        key = _task_key(recipe)
-        if key not in made:
-            made[key] = task_of(recipe)
-        return made[key]
-
-    return task
 
 
 def originals_of(arms: Sequence[Arm], tasks: Callable[[Recipe], Any]) -> dict[str, Original]:
@@ -197,16 +166,12 @@ def _fingerprints(arms: Sequence[Arm], tasks: Callable[[Recipe], Any]) -> dict[s
     from rewound.tasks.fingerprint import fingerprint_of
 
     found = {}
-    recipes = {_task_key(arm.recipe): arm.recipe for arm in arms}
+    recipes = {task_key(arm.recipe): arm.recipe for arm in arms}
     for recipe in recipes.values():
         options = json.dumps(recipe.task_options, sort_keys=True) if len(recipes) > 1 else ""
         if (told := fingerprint_of(tasks(recipe))) is not None:
             found[f"{recipe.task} {options}".strip()] = told
     return found
-
-
-def _task_key(recipe: Recipe) -> str:
-    return json.dumps([recipe.task, recipe.data_order, recipe.task_options], sort_keys=True)
 
 
 def summary(study: dict[str, Any], place: Path) -> list[str]:
