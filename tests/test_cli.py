@@ -368,6 +368,15 @@ def test_plan_says_what_it_will_cost_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_of_gradual_pruning_is_one_training():
+    shown = rewound("plan", *TINY, "--set", "techniques=gradual", "--set", "epochs=6", "--no-measure")
+    assert shown.exit_code == 2  # it needs a density
+    words = [*TINY, "--set", "techniques=gradual", "--set", "epochs=6", "--set", "until=0.1", "--no-measure"]
+    lines = rewound("plan", *words).stdout.splitlines()
+    assert lines[3].startswith("gradual: 6 epochs a seed, pruned 4 times within them, before epochs 1 to 4, ")
+    assert lines[-1].startswith("In all 1 run, 6 epochs of search")
+
+
 def test_plan_says_about_how_long_it_will_take_unless_told_not_to_measure(tmp_path):
     last = rewound("plan", *TINY).stdout.splitlines()[-1]
     assert last.startswith("About ")

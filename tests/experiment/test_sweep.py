@@ -165,6 +165,27 @@ def test_the_plan_says_what_is_shared(tmp_path):
     json.dumps(plan)
 
 
+def test_gradual_pruning_is_planned_and_watched_as_the_one_training_it_is(tmp_path):
+    from rewound.experiment.grid_plan import as_lines, plan_grid
+
+    asked = {
+        "techniques": ["gradual:3ep"],
+        "seeds": 1,
+        "until": 0.5,
+        "grid": {"criterion": ["magnitude", "random"]},
+    }
+    plan = plan_grid(grid_at(tmp_path / "grid", **asked), sweep.task_keeper())
+    assert "1 seed, 4 epochs a seed, pruned 3 times within them, before epochs 1 to 3" in as_lines(plan)[3]
+    assert (plan["originals"], plan["total_epochs"]) == (0, 8)
+    events = []
+    study = recorded(tmp_path / "grid", events, **asked)
+    assert [event["done"] for _, event in events if event["kind"] == "epoch"] == [1, 2, 3, 4] * 2
+    assert [event["density"] for _, event in events if event["kind"] == "epoch"][:4] == [
+        done["density"] for done in study["runs"][0]["rounds"]
+    ]
+    assert {run["search_cost"]["shared_epochs"] for run in study["runs"]} == {0}
+
+
 def test_tasks_judged_by_different_metrics_are_no_grid(tmp_path):
     from rewound.experiment.grid_plan import plan_grid
 
