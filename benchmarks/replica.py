@@ -10,6 +10,7 @@ retraining time too) is made on the validation split; the test split is read onc
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from _machine import facts, write_record
 from rewound.experiment.likeness import likeness
 from rewound.experiment.matching import matching
 from rewound.experiment.retraining_time import Sweep, choose, safe_zone, sweeps
-from rewound.experiment.series import Series, Study, comparable, dense_band, series_of
+from rewound.experiment.series import Study, comparable, dense_band, series_of
 from rewound.experiment.statistics import milestones
 from rewound.experiment.study import read_study
 from rewound.experiment.summary import Summary, summarize
@@ -47,9 +48,9 @@ def main() -> None:
     machine = {**facts(), "torch_threads": 1, "processes": arguments.workers}
     seconds, studies = {}, {}
     for name in arguments.recipes:
-        folder, start = Path(arguments.work) / name, time.perf_counter()
-        run(name, folder, arguments.workers, QUICK if arguments.quick else ())
-        seconds[name], studies[name] = time.perf_counter() - start, read_study([folder])
+        folder = Path(arguments.work) / name
+        seconds[name] = run(name, folder, arguments.workers, QUICK if arguments.quick else ())
+        studies[name] = read_study([folder])
     page = "\n".join(line for name, study in studies.items() for line in section(name, study, seconds[name]))
     data = {"machine": machine, "seconds": seconds, "studies": {name: slim(s) for name, s in studies.items()}}
     path = write_record("replica-quick" if arguments.quick else "replica", data, page, arguments.out)
@@ -60,13 +61,17 @@ def main() -> None:
     print(page, path, sep="\n\n")
 
 
-def run(name: str, folder: Path, workers: int, overrides: Sequence[str]) -> None:
-    """Run a recipe in a process of its own, as anybody would, or go on with it."""
+def run(name: str, folder: Path, workers: int, overrides: Sequence[str]) -> float:
+    """Run a recipe in a process of its own, as anybody would, or go on with it; return the seconds that it has taken by now."""
     command = [sys.executable, "-m", "rewound", "run", str(ROOT / "recipes" / "small" / f"{name}.toml")]
     command += ["--folder", str(folder)]
     for override in (f"workers={workers}", "threads=1", *overrides):
         command += ["--set", override]
+    taken, start = folder.with_name(f"{name}-seconds.json"), time.perf_counter()
     subprocess.run(command, check=True)
+    before = json.loads(taken.read_text()) if taken.exists() else 0.0
+    taken.write_text(json.dumps(before + time.perf_counter() - start))
+    return json.loads(taken.read_text())
 
 
 def slim(study: Study) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def draw(name: str, study: Study, path: Path) -> None:
                 color="0.3",
                 ls=style,
                 lw=1.1,
-                label=control_name(one),
+                label=one.label,
             )
         axes.set_xscale("log")
         axes.invert_xaxis()
@@ -243,12 +248,6 @@ def line(axes: Any, points: Any, label: str, colour: str) -> None:
         axes.plot(at, [100 * points[x][seed] for x in at], color=colour, alpha=0.2, lw=0.8)
     medians = [100 * summarize(points[x].values()).median for x in xs]
     axes.plot(xs, medians, color=colour, marker="o", ms=3.5, label=label)
-
-
-def control_name(series: Series) -> str:
-    """What a dense control is called in a legend."""
-    rounds = max(len(run["rounds"]) for run in series.runs)
-    return "dense, one training of equal epochs" if rounds == 1 else "dense, cyclic, equal epochs"
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def test_a_verdict_gives_the_controls_their_place(make_run):
     control = [make_run({1.0: 0.90}, seed=s, rate=0, extra=(0.93, 0.94)) for s in (0, 1)]
     pruned = [make_run({1.0: 0.90, 0.5: 0.92}, seed=s) for s in (0, 1)]
     says = verdict(_study([*pruned, *control]))
-    assert says[-1].startswith("Control lr-rewinding, nothing pruned: after 60 epochs in all")
+    assert says[-1].startswith("Control dense, cyclic: after 60 epochs in all")
     assert "0.940" in says[-1]
     assert verdict(_study([])) == []
 

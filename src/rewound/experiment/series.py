@@ -107,7 +107,7 @@ def series_of(study: Study) -> list[Series]:
             group = groups.setdefault(_spelled(_fixed(run["cell"])), {})
             group.setdefault(_spelled(dict(run["cell"])), run)
     cells = [_fixed(next(iter(group.values()))["cell"]) for group in groups.values()]
-    labels = _labels(cells)
+    labels = _labels([_as_control(cell) for cell in cells])
     return [
         Series(label, cell, tuple(group.values()), _points(group.values(), metric))
         for label, cell, group in zip(labels, cells, groups.values())
@@ -162,6 +162,17 @@ def dense_band(study: Study) -> Summary | None:
 def _fixed(cell: Mapping[str, Any]) -> dict[str, Any]:
     free = {"seed", "until"} if cell.get("rate") == "one-shot" else {"seed"}
     return {key: value for key, value in cell.items() if key not in free}
+
+
+def _as_control(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cell of a dense or cyclic control (:mod:`rewound.experiment.controls`) as people call it, any other as it is."""
+    name, colon, time = str(cell.get("technique")).partition(":")
+    if cell.get("rate") != 0 or name != "lr-rewinding":
+        return dict(cell)
+    named = {key: value for key, value in cell.items() if key != "rate"}
+    if cell.get("until") != "0 rounds":
+        return {**named, "technique": f"dense, cyclic{colon}{time}"}
+    return {**{key: value for key, value in named.items() if key != "until"}, "technique": "dense"}
 
 
 def _seed(run: Run) -> int:
