@@ -3,6 +3,10 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +45,24 @@ def recorded(place, events, **keys):
         yield lambda event: events.append((labels[event["arm"]], event))
 
     return run_grid(grid_at(place, **keys), show)
+
+
+def drive(place, on="local", slow=0.03):
+    """Start a process that runs the grid with two workers, ``slow`` seconds a batch; it says "ended" at its end."""
+    environment = {**os.environ, "TOY_SLOW": str(slow), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("drive_grid.py")), str(place), on]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def busy(place):
+    """Seconds files are written after every epoch: when did any run get further last?"""
+    return max((path.stat().st_mtime_ns for path in place.glob("*/*/seconds.json")), default=0)
+
+
+def until_it_gets_further(place, process, since, patience=30):
+    deadline = time.monotonic() + patience
+    while busy(place) <= since and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def content(place):

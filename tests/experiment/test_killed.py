@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from grids import content, run
-
-SCRIPT = Path(__file__).with_name("drive_grid.py")
+from grids import busy, content, drive, run, until_it_gets_further
 
 
 @pytest.fixture(scope="module")
@@ -23,30 +20,12 @@ def undisturbed(tmp_path_factory):
     return content(place)
 
 
-def drive(place, on="local"):
-    environment = {**os.environ, "TOY_SLOW": "0.03", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(place), on], stdout=subprocess.PIPE, text=True, env=environment
-    )
-
-
 def children(pid):
     """The worker processes of a driver (not multiprocessing's resource tracker, which trains nothing)."""
     found = [
         child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
     ]
     return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def busy(place):
-    """Seconds files are written after every epoch: when did any run get further last?"""
-    return max((path.stat().st_mtime_ns for path in place.glob("*/*/seconds.json")), default=0)
-
-
-def until_it_gets_further(place, process, since):
-    deadline = time.monotonic() + 30
-    while busy(place) <= since and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 @pytest.mark.slow

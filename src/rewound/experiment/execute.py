@@ -10,13 +10,13 @@ Run's business. Ctrl-C ends the workers at once: a Run may be killed at any inst
 from __future__ import annotations
 
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from rewound.experiment.apart import DiedError
 from rewound.experiment.executors import Engine, engine
 from rewound.experiment.lease import LostLeaseError
 from rewound.experiment.mailbox import Event, Mailbox, Post
@@ -107,16 +107,18 @@ class _Crew:
 
     def _hand_out(self) -> None:
         """Give the executor what can begin: all whose forerunner is finished, as far as there is room."""
-        at_once, later = self._engine.at_once, []
+        if not self._waiting:
+            return
+        at_once, later = self._engine.at_once(), []
         for job in self._waiting:
             after = getattr(job, "after", None)
             ready = after is None or after in self._outcomes
-            if not ready or (at_once is not None and len(self._running) >= at_once):
+            if not ready or len(self._running) >= at_once:
                 later.append(job)
             elif prevented := _prevented(job, self._outcomes):
                 self._outcomes[job.index] = _told(self._tell, job, prevented)
             else:
-                future = self._engine.executor.submit(_in_worker, self._work, job, self._post, self._threads)
+                future = self._engine.submit(_in_worker, self._work, job, self._post, self._threads)
                 self._running[future] = job
         self._waiting = later
 
@@ -133,7 +135,7 @@ class _Crew:
             deaths.append(self._reached.get(job.index, 0))
             why = (
                 str(error)
-                if isinstance(error, LostLeaseError)
+                if isinstance(error, (LostLeaseError, DiedError))
                 else f"killed, or out of memory? {type(error).__name__}"
             )
             if deaths.count(deaths[-1]) < 2:
@@ -172,13 +174,9 @@ def _told(report: Report, job: Job, outcome: Outcome) -> Outcome:
 
 
 # ---- inside a worker ------------------------------------------------------------------------------
-_alone = threading.Lock()  # a Dask worker may have several threads, and they would share random generators
-
-
 def _in_worker(work: Work, job: Job, post: Post, threads: int) -> Outcome:
-    with _alone:
-        _set_threads(threads)
-        return _attempt(work, job, post)
+    _set_threads(threads)
+    return _attempt(work, job, post)
 
 
 def _set_threads(threads: int) -> None:

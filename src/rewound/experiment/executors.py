@@ -19,19 +19,22 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rewound.experiment.apart import call_apart
 
 KINDS = ("local", "dask:ADDRESS", "slurm:KEY=VALUE,...")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """``executor``; how many arms to hand it ``at_once`` (None: all that can begin); seconds between two looks at it; ``end``:
-    what makes its workers stop where they are."""
+    """``submit``: as an executor's; ``at_once()``: how many arms it can run now; seconds between two looks at it; ``end``: what
+    makes its workers stop where they are."""
 
-    executor: Executor
-    at_once: int | None
+    submit: Callable[..., Future[Any]]
+    at_once: Callable[[], int]
     interval: float
     end: Callable[[], None]
 
@@ -104,7 +107,8 @@ def _local(workers: int) -> Iterator[Engine]:
             process.terminate()
             process.join()
 
-    yield Engine(executor, workers, 0.1, end)  # no more than that: the first in order are the first to run
+    # No more than there are workers: the first in order are the first to run.
+    yield Engine(executor.submit, lambda: workers, 0.1, end)
     executor.shutdown()
 
 
@@ -136,10 +140,27 @@ def _dask(address: str) -> Iterator[Engine]:
         raise OSError(
             f"no Dask scheduler answers at {address!r} ({error}); 'dask scheduler' starts one and prints its address"
         ) from error
+
+    def at_once() -> int:
+        """The threads of all workers there are now (and one arm where there are none yet: Dask keeps it for the first).
+
+        No more than can run, because Dask gives up a task after some deaths of workers that had it, were it only in their
+        queue (``distributed.scheduler.allowed-failures``).
+        """
+        try:
+            return max(1, sum(client.nthreads().values()))
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"the Dask scheduler at {address!r} is gone ({error}); nothing is lost: once one answers there, the same command "
+                "goes on"
+            ) from error
+
     with client:
         executor = client.get_executor(pure=False)
         # What runs already goes on to its end there; it holds its folder's lease until then, and nothing is lost.
-        yield Engine(executor, None, 0.5, lambda: executor.shutdown(wait=False, cancel_futures=True))
+        yield Engine(
+            partial(executor.submit, call_apart), at_once, 0.5, lambda: executor.shutdown(wait=False)
+        )
         executor.shutdown()
 
 
@@ -210,7 +231,12 @@ def _slurm(text: str, workers: int, threads: int, folder: Path) -> Iterator[Engi
         raise ValueError(f"--on slurm:{text}: {error}") from error
     interval = 0.2 if cluster == "local" else 5.0
     submitted = Submitted(executor, interval)
-    yield Engine(submitted, workers, interval, lambda: submitted.shutdown(wait=False, cancel_futures=True))
+    yield Engine(
+        submitted.submit,
+        lambda: workers,
+        interval,
+        lambda: submitted.shutdown(wait=False, cancel_futures=True),
+    )
     submitted.shutdown()
 
 
