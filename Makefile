@@ -4,6 +4,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 # processes that share the tests; each runs on one thread and takes up to 2 GB
 WORKERS ?= 2
+# what some tests skip without: 'make test EXTRAS=,browser,dask,slurm,tensorboard,mlflow,wandb' (and Chromium)
+EXTRAS ?=
 
 .PHONY: demo test sanitize check lint types imports clean
 
@@ -37,7 +39,7 @@ imports: .venv/dev         ## imports go strictly down
 	$(PYTHON) -m venv .venv
 
 .venv/tasks .venv/dev: pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/rewound/runtime/csrc/*) | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(@F)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(@F)$(EXTRAS)]"
 	touch $@
 
 clean:

@@ -50,7 +50,7 @@ _NAMES = {
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _WIDTH, _NARROW = 700, 390  # CSS pixels
-_LARGE = 150_000  # letters of SVG: what is larger is drawn once, not for narrow screens too
+_LARGE = 400_000  # letters of SVG: what is larger is drawn once, not for narrow screens too
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
