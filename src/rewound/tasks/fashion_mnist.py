@@ -53,6 +53,7 @@ def fashion_mnist(
     *,
     subset: int | None = None,
     validation: int = 5000,
+    size: int = 28,
     folder: str | Path | None = None,
     **options: Any,
 ) -> TensorTask:
@@ -65,17 +66,21 @@ def fashion_mnist(
         Train on so many images only: stratified, always the same ones.
     validation
         How many of the 60,000 training images validate (stratified, always the same ones).
+    size
+        Pixels a side, 4 to 28, by averaging; other than 28 for the ResNets only.
     folder
         Where the files lie, if not in a place that is looked at anyway.
     options
         Those of :class:`~rewound.tasks.tensor_task.TensorTask`, over the model's recipe in ``RECIPES``.
     """
     choose("model", model, MODELS)
+    if not 4 <= size <= 28 or (size != 28 and not model.startswith("resnet")):
+        raise ValueError(f"'size' must be 28, or 4 to 28 for a ResNet (got {size} for {model!r})")
     place = find_folder(
         "fashion-mnist", [f"{part}|{part}.gz" for part in PARTS], _ADVICE, folder, known=(DEBIAN,)
     )
     recipe = {"prepare": normalised, "evaluation_batch": 500, **RECIPES[model], **options}
-    read = partial(read_fashion_mnist, place, validation, subset)
+    read = partial(read_fashion_mnist, place, validation, subset, size)
     return TensorTask("fashion-mnist", read, MODELS[model], place=place, **recipe)
 
 
@@ -84,8 +89,10 @@ def normalised(images: Tensor) -> Tensor:
     return images.float().sub_(255 * _MEAN).div_(255 * _STD)
 
 
-def read_fashion_mnist(folder: Path, validation: int = 5000, subset: int | None = None) -> Data:
-    """Return images uint8 [n, 1, 28, 28] and labels int64 [n]; the test files are opened when asked for.
+def read_fashion_mnist(
+    folder: Path, validation: int = 5000, subset: int | None = None, size: int = 28
+) -> Data:
+    """Return images uint8 [n, 1, size, size] and labels int64 [n]; the test files are opened when asked for.
 
     Raises ``ValueError`` naming the file for one that is damaged.
     """
@@ -93,9 +100,24 @@ def read_fashion_mnist(folder: Path, validation: int = 5000, subset: int | None 
     stay, held = hold_out(len(labels), validation, classes=labels)
     if subset is not None and subset != len(stay):
         stay = stay[hold_out(len(stay), subset, classes=labels[stay])[1]]
-    return Data(
-        (images[stay], labels[stay]), (images[held], labels[held]), lambda: _examples(folder, *PARTS[2:])
-    )
+
+    def test() -> Examples:
+        images, labels = _examples(folder, *PARTS[2:])
+        return averaged(images, size), labels
+
+    train = averaged(images[stay], size), labels[stay]
+    return Data(train, (averaged(images[held], size), labels[held]), test)
+
+
+def averaged(images: Tensor, size: int) -> Tensor:
+    """Return uint8 images with ``size`` pixels a side, each the mean of those in its place.
+
+    >>> averaged(torch.tensor([[[[0, 2], [4, 6]]]], dtype=torch.uint8), 1)
+    tensor([[[[3]]]], dtype=torch.uint8)
+    """
+    if images.shape[-1] == size:
+        return images
+    return nn.functional.adaptive_avg_pool2d(images.float(), size).round_().to(torch.uint8)
 
 
 def _examples(folder: Path, images_name: str, labels_name: str) -> Examples:
