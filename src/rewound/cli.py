@@ -168,7 +168,7 @@ def new(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, or an experiment's.")],
+    folder: Annotated[Path, typer.Argument(help="A run's folder, an experiment's or a grid's.")],
     replay: Annotated[bool, typer.Option(help="Train the last epoch again and compare to the bit.")] = True,
     as_json: Json = False,
     debug: Debug = False,
@@ -190,7 +190,7 @@ def bench(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run's or an experiment's folder, a .pt2 file, or module:function that returns (model, example)."
+            help="A folder of a run, an experiment or a grid, a .pt2 file, or module:function that returns (model, example)."
         ),
     ],
     runtimes: Annotated[
@@ -233,13 +233,15 @@ def bench(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run's folder, or an experiment's.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder of a finished run (GRID/runs/KEY), an experiment or a grid.")
+    ],
     engine: Annotated[Path | None, typer.Option(help="Where the sparse engine's file goes.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Where plain weights go (safetensors).")] = None,
     technique: Annotated[str | None, typer.Option(help="Only networks of this technique.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only networks of this seed.")] = None,
     within: Annotated[
-        float, typer.Option(help="Of an experiment's networks, the smallest that lost so much of its metric.")
+        float, typer.Option(help="Of several networks, the smallest that lost at most so much of its metric.")
     ] = 0.01,
     threads: Annotated[int, typer.Option(help="Threads of the engine while it is checked and measured.")] = 1,
     measure: Annotated[

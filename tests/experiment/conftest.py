@@ -2,8 +2,12 @@
 
 import io
 import random
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
@@ -86,6 +90,16 @@ def finished_experiment(tmp_path_factory):
         }
     )
     run_experiment(recipe, lambda *shown: progress(*shown, stream=io.StringIO()))
+    return place
+
+
+@pytest.fixture(scope="session")
+def finished_grid(tmp_path_factory):
+    """Return the folder of a small finished grid, two techniques by two rates; copy it before changing anything."""
+    from grids import run
+
+    place = tmp_path_factory.mktemp("grid") / "small"
+    run(place, seeds=1)
     return place
 
 

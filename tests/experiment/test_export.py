@@ -106,7 +106,7 @@ def test_a_function_a_file_and_a_folder_can_be_named(tmp_path, monkeypatch, fini
         ("nothing", ValueError, "is no run's folder, no .pt2 file and no module:function"),
         ("nothing.pt2", FileNotFoundError, "there is no file 'nothing.pt2'"),
         ("nothing.py:made", FileNotFoundError, "no file 'nothing.py'"),
-        (".", FileNotFoundError, "has no results.json"),
+        (".", FileNotFoundError, "is no run, no experiment and no grid"),
     ],
 )
 def test_what_cannot_be_found_is_said(named, error, says, tmp_path, monkeypatch):

@@ -120,5 +120,5 @@ def test_an_unfinished_run_says_how_far_it_came(arm):
 
 
 def test_something_else_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run and no experiment"):
+    with pytest.raises(FileNotFoundError, match="is no run, no experiment and no grid"):
         verify_folder(tmp_path)

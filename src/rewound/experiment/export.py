@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rewound.experiment.networks import WITHIN, Candidate, candidates, choose, network_of
+from rewound.experiment.places import is_run, located
 
 ROWS = 16  # of the task's own data, on which outputs are compared
 FACTOR = 4.0  # the engine's largest error against float64 may be so many times that of torch in float32
@@ -26,10 +27,10 @@ def export(
 ) -> dict[str, Any]:
     """Write a finished run's network as an engine, as plain weights (safetensors), or as both; return what was written.
 
-    place: a run's folder, or an experiment's: then the smallest network that has lost no more than ``within`` of its metric
-    before pruning (1 %), among those of ``technique`` and ``seed`` if these are given. engine: is written to a name beside it,
-    read back and compared with the model on rows of the task's data; it gets its name only if it gives the same. measure: the
-    latency of one row too, beside torch.
+    place: a run's folder (in a grid GRID/runs/ and how its key begins will do), or that of an experiment or a grid: then the
+    smallest network that has lost no more than ``within`` of its metric before pruning (1 %), among those of ``technique`` and
+    ``seed`` if these are given. engine: is written to a name beside it, read back and compared with the model on rows of the task's
+    data; it gets its name only if it gives the same. measure: the latency of one row too, beside torch.
 
     ``ValueError``: nothing is asked for, nothing has finished, or the engine gives something else than the model.
     """
@@ -38,10 +39,10 @@ def export(
     for path in (engine, weights):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder for {str(path)!r}")
-    place = Path(place)
+    place = located(Path(place))
     chosen: Candidate | None = None
     why = "the folder given"
-    if not (place / "run.json").is_file():
+    if not is_run(place):
         chosen, why = choose(candidates(place), technique, seed, within)
     folder = chosen.folder if chosen else place
     model, inputs = network_of(folder, ROWS)

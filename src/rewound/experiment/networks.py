@@ -1,11 +1,13 @@
 """The networks that finished runs end with: which there are, one of them chosen, its weights read into its model.
 
-Also what ``rewound bench`` may be given: a run's folder, a ``.pt2`` file of torch.export, or ``module:function``.
+Also what ``rewound bench`` may be given: a folder of runs, a ``.pt2`` file of torch.export, or ``module:function``.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewound.experiment import store
-from rewound.experiment.recipe import Recipe, read_recipe
+from rewound.experiment.places import arm_of, check_holds_runs, is_run, located
 from rewound.experiment.statistics import density_of
+from rewound.experiment.study import read_study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +29,8 @@ WITHIN = 0.01  # of the metric before pruning, that a network may have lost to b
 
 @dataclass(frozen=True)
 class Candidate:
-    """The network that one run ended with. lost: of its metric, as a share of what it was before pruning."""
+    """The network that one run ended with. lost: of its metric, as a share of what it was before pruning (infinite where no
+    original run tells that)."""
 
     folder: Path
     technique: str
@@ -35,33 +39,43 @@ class Candidate:
     metric: str
     value: float
     lost: float
+    label: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.technique}, seed {self.seed}"
+        name = self.label or f"{self.technique}, seed {self.seed}"
         return f"{name}: density {self.density:.3g}, {self.metric} {self.value:.4g}"
 
 
 def candidates(place: Path) -> list[Candidate]:
-    """Return the finished runs of an experiment. ValueError or FileNotFoundError where there is none."""
-    results = store.read_results(place)
-    metric, sign = results["metric"]["name"], 1 if results["metric"]["higher_is_better"] else -1
+    """Return the finished runs of an experiment or a grid. ValueError or FileNotFoundError where there is none."""
+    check_holds_runs(place)
+    study = read_study([place])
+    metric, sign = study["metric"]["name"], 1 if study["metric"]["higher_is_better"] else -1
+    finished = [run for run in study["runs"] if run["status"] == "finished"]
+    original: dict[str, float] = {}  # by network and seed: gradual pruning has none of its own
+    for run in finished:
+        first = run["rounds"][0]
+        if not first.get("partial") and first["metrics"].get(metric) is not None:
+            original.setdefault(_network(run), first["metrics"][metric])
     found = []
-    for arm in results["arms"]:
-        if arm["status"] != "finished":
+    for run in finished:
+        last = run["rounds"][run.get("best", len(run["rounds"]) - 1)]
+        before, after, cell = original.get(_network(run)), last["metrics"].get(metric), run["cell"]
+        if after is None or run["folder"] is None:
             continue
-        first, last = arm["rounds"][0], arm["rounds"][arm.get("best", len(arm["rounds"]) - 1)]
-        before, after = first["metrics"].get(metric), last["metrics"].get(metric)
-        if before is None or after is None:
-            continue
-        lost = sign * (before - after) / abs(before) if before else 0.0
-        found.append(
-            Candidate(
-                place / arm["folder"], arm["technique"], arm["seed"], density_of(last), metric, after, lost
-            )
-        )
+        lost = math.inf if before is None else sign * (before - after) / abs(before) if before else 0.0
+        folder, technique = Path(run["folder"]), cell["technique"]
+        one = Candidate(folder, technique, cell["seed"], density_of(last), metric, after, lost, run["label"])
+        found.append(one)
     if not found:
         raise ValueError(f"no run of {place} has finished; 'rewound run {place}' goes on with it")
     return found
+
+
+def _network(run: Mapping[str, Any]) -> str:
+    return json.dumps(
+        [run["cell"][key] for key in ("task", "task_options", "epochs", "seed")], sort_keys=True
+    )
 
 
 def choose(
@@ -71,9 +85,10 @@ def choose(
 
     Where all have lost more, the one that has lost least. ``technique`` and ``seed`` leave out the others.
     """
+    technique = None if technique is None else _spelled(technique)
     left = [c for c in found if technique in (None, c.technique) and seed in (None, c.seed)]
     if not left:
-        there = "; ".join(f"{c.technique}, seed {c.seed}" for c in found)
+        there = "; ".join(dict.fromkeys(f"{c.technique}, seed {c.seed}" for c in found))
         asked = f"technique {technique or 'any'}, seed {'any' if seed is None else seed}"
         raise ValueError(f"no finished run of {asked}; there is {there}")
     good = [c for c in left if c.lost <= within]
@@ -82,43 +97,54 @@ def choose(
         why = f"the smallest of {len(left)} that lost at most {within:.1%} of {chosen.metric}"
     else:
         chosen = min(left, key=lambda c: (c.lost, c.density))
+        if math.isinf(chosen.lost):
+            return chosen, f"the smallest of {len(left)}; no original run tells what they lost"
         why = f"all {len(left)} lost more than {within:.1%} of {chosen.metric}; this one lost least ({chosen.lost:.1%})"
     return chosen, why if len(left) > 1 else "the only one"
+
+
+def _spelled(technique: str) -> str:
+    """As studies spell it; what is no technique stays as it is, to be said not to be there."""
+    from rewound.techniques import parse_technique
+
+    try:
+        return str(parse_technique(technique))
+    except ValueError:
+        return technique
 
 
 def network_of(folder: Path, rows: int = 1) -> tuple[nn.Module, Any]:
     """Return the model that the run in ``folder`` ended with, in evaluation mode, and ``rows`` rows of its task's data.
 
-    Raises ValueError for a run of a loop of one's own: only a recipe's task knows the model.
+    Raises ValueError for a run that no recipe asks for, as those of loops of one's own: only a recipe's task knows the model.
     """
     from rewound.experiment.arms import task_of
     from rewound.measure.latency import of_batch
 
-    known = recipe_of(folder)
-    if known is None:
+    arm = arm_of(folder)
+    if arm is None:
         raise ValueError(
-            f"{folder} comes from a loop of your own, so its model is not known here: write a function that returns "
-            "(model, example) and give it as module:function, or use rewound.runtime.compile"
+            f"{folder} comes from a loop of your own, or from a grid that no longer asks for it, so its model is not known here: "
+            "write a function that returns (model, example) and give it as module:function, or use rewound.runtime.compile"
         )
-    recipe, _, seed = known
-    task = task_of(recipe)
-    model = task.model(seed)
+    task = task_of(arm.recipe)
+    model = task.model(arm.seed)
     model.load_state_dict(tensors_of(folder, store.read_json(folder / "result.json")))
     example = getattr(task, "example", None)
     if example is None:
-        example = next(iter(task.batches(0, seed)))[0]
+        example = next(iter(task.batches(0, arm.seed)))[0]
     return model.eval(), of_batch(example, rows)
 
 
 def find_network(text: str, rows: int = 1) -> tuple[nn.Module, Any, str]:
-    """Return (model, example, what it is) for a run's or an experiment's folder, a .pt2 file, or module:function.
+    """Return (model, example, what it is) for the folder of a run, an experiment or a grid, a .pt2 file, or module:function.
 
     Raises FileNotFoundError or ValueError saying what may be given.
     """
-    path = Path(text)
+    path = located(Path(text))
     if path.is_dir():
         folder, why = path, ""
-        if not (path / "run.json").is_file():
+        if not is_run(path):
             chosen, why = choose(candidates(path))
             folder, why = chosen.folder, f"{chosen} ({why})"
         return (*network_of(folder, rows), why or str(path))
@@ -151,19 +177,6 @@ def newest(folder: Path, kind: str) -> dict[str, Any]:
     if not found:
         raise FileNotFoundError(f"there is no {kind} state in {folder}")
     return load_checked(found[0])
-
-
-def recipe_of(folder: Path) -> tuple[Recipe, str, int] | None:
-    """Return the recipe, technique and seed of a run's folder, where it lies in an experiment."""
-    place = folder.resolve().parents[2] if len(folder.resolve().parents) > 2 else folder
-    if not (place / store.RECIPE).is_file():
-        return None
-    recipe = read_recipe(place / store.RECIPE)
-    for technique in recipe.techniques:
-        for seed in recipe.seeds:
-            if store.arm_folder(place, technique, seed) == folder.resolve():
-                return recipe, technique, seed
-    return None
 
 
 def _exported(path: Path) -> tuple[nn.Module, Any]:

@@ -259,8 +259,7 @@ def _say(error: Any, within: str = "") -> str:
         known = [*(ScopeTable if path[:1] == ["scope"] and len(path) > 1 else Recipe).model_fields]
         if path == ["grid"]:
             return (
-                "'grid' makes this a grid of recipes, and one recipe is wanted here; 'rewound run', 'plan' and 'report' read "
-                "grids, 'verify', 'export' and 'bench' do not yet (read_grid, from Python)"
+                "'grid' makes this a grid of recipes, and one recipe is wanted here (from Python: read_grid)"
             )
         prefix = within + "".join(part + "." for part in path[:-1])
         near = [f"did you mean '{prefix}{name}'?" for name in closest(path[-1], known)]

@@ -14,32 +14,32 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rewound.experiment import networks, store
-from rewound.experiment.recipe import Recipe, read_recipe
+from rewound.experiment.arms import Arm
+from rewound.experiment.places import arm_of, arms_in, is_run, located
+from rewound.experiment.study import read_study
+from rewound.experiment.table import counted
 
 ZEROS = 0.01  # the share of kept weights that training may have made exactly 0
 
 
 def verify_folder(folder: str | Path, *, replay: bool = True) -> dict[str, Any]:
-    """Check a run's folder or an experiment's; return {"passed": bool, "runs": [...]} as a plain dict.
+    """Check a run, or all finished runs of an experiment or a grid; return {"passed", "runs": [...], "left"} as a plain dict.
 
-    Raises FileNotFoundError where ``folder`` is neither.
+    What failed has not passed; what is running or waiting is not checked: "left" is how many. Raises FileNotFoundError where
+    ``folder`` is none of these or nothing in it has finished, ValueError where it begins the key of several runs of a grid.
     """
-    folder = Path(folder)
-    if (folder / "run.json").is_file():
-        recipe = networks.recipe_of(folder) if replay else None
-        runs = [_verify_run(folder, recipe)]
-    elif (folder / store.RECIPE).is_file():
-        runs = _verify_experiment(folder, replay)
+    folder, left = located(Path(folder)), 0
+    if is_run(folder):
+        runs = [_verify_run(folder, arm_of(folder) if replay else None)]
     else:
-        raise FileNotFoundError(
-            f"{folder} is no run and no experiment (neither run.json nor {store.RECIPE} is there)"
-        )
-    return {"folder": str(folder), "passed": all(run["passed"] for run in runs), "runs": runs}
+        runs, left = _verify_all(folder, replay)
+    passed = all(run["passed"] for run in runs)
+    return {"folder": str(folder), "passed": passed, "runs": runs, "left": left}
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
@@ -53,32 +53,49 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         lines += [f"        {note}" for note in run["notes"]]
     bad = sum(not run["passed"] for run in found["runs"])
     count = len(found["runs"])
+    left = f"; {found['left']} not finished, so not checked" if found["left"] else ""
     lines.append(
-        f"{count} run{'s' * (count != 1)} checked, " + ("all hold" if not bad else f"{bad} do not hold")
+        f"{counted(count, 'run')} checked, " + ("all hold" if not bad else f"{bad} do not hold") + left
     )
     return lines
 
 
-def _verify_experiment(folder: Path, replay: bool) -> list[dict[str, Any]]:
-    recipe = read_recipe(folder / store.RECIPE)
-    results = store.read_results(folder)
-    runs = []
-    for arm in results["arms"]:
-        place = folder / arm["folder"]
-        if arm["status"] != "finished":
-            check = _check("finished", False, f"this arm failed: {arm['error']}")
-            runs.append({"folder": str(place), "passed": False, "checks": [check], "notes": []})
-            continue
-        run = _verify_run(place, (recipe, arm["technique"], arm["seed"]) if replay else None)
-        told = [r["kept"] for r in arm["rounds"]]
-        there = [r["kept"] for r in (_json(place / "result.json") or {}).get("rounds", [])]
-        run["checks"].append(_check("results", told == there, f"results.json tells {told}, the run {there}"))
-        run["passed"] = all(check["passed"] for check in run["checks"])
-        runs.append(run)
-    return runs
+def _verify_all(folder: Path, replay: bool) -> tuple[list[dict[str, Any]], int]:
+    """Check the runs of an experiment or a grid; return what was found, and how many have still to finish."""
+    arms = {arm.folder.resolve(): arm for arm in arms_in(folder)}
+    written = (_json(folder / store.RESULTS) or {}).get("arms", [])
+    told = {(folder / arm["folder"]).resolve(): arm for arm in written}
+    study, runs = read_study([folder])["runs"], []
+    for one in study:
+        if one["status"] == "failed" or (one["status"] == "finished" and one["folder"] is None):
+            why = f"this run failed: {one['error']}" if one["error"] else "its folder is not there"
+            check = _check("finished", False, why)
+            place = one["folder"] or f"{folder} ({one['label']})"
+            runs.append({"folder": place, "passed": False, "checks": [check], "notes": []})
+        elif one["status"] == "finished":
+            place = Path(one["folder"])
+            run = _verify_run(place, arms.get(place.resolve()) if replay else None)
+            wrong = _results(
+                place, {store.result_file(place).name: one, store.RESULTS: told.get(place.resolve())}
+            )
+            run["checks"].append(_check("results", not wrong, wrong))
+            run["passed"] = all(check["passed"] for check in run["checks"])
+            runs.append(run)
+    if not runs:
+        raise FileNotFoundError(f"no run of {folder} has finished; 'rewound run {folder}' goes on with it")
+    return runs, len(study) - len(runs)
 
 
-def _verify_run(folder: Path, recipe: tuple[Recipe, str, int] | None) -> dict[str, Any]:
+def _results(folder: Path, told: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Compare what files beside a run tell of it, by name, with what it wrote itself."""
+    there = [done["kept"] for done in (_json(folder / "result.json") or {}).get("rounds", [])]
+    for name, results in told.items():
+        if results is not None and (says := [done["kept"] for done in results["rounds"]]) != there:
+            return f"{name} tells {says}, the run {there}"
+    return ""
+
+
+def _verify_run(folder: Path, arm: Arm | None) -> dict[str, Any]:
     checks: list[dict[str, Any]] = []
     notes: list[str] = []
     result = _json(folder / "result.json") or {}
@@ -88,10 +105,10 @@ def _verify_run(folder: Path, recipe: tuple[Recipe, str, int] | None) -> dict[st
         ("masks", lambda: _masks(folder, result)),
         ("weights", lambda: _weights(folder, result)),
     ]
-    if recipe is None:
+    if arm is None:
         notes.append("the last epoch was not replayed")
     else:
-        steps.append(("replay", lambda: _replay(folder, *recipe)))
+        steps.append(("replay", lambda: _replay(folder, arm)))
     for name, step in steps:
         try:
             wrong = step()
@@ -155,7 +172,7 @@ def _weights(folder: Path, result: dict[str, Any]) -> str:
     return ""
 
 
-def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
+def _replay(folder: Path, arm: Arm) -> str:
     """Train on from the second newest state in a copy of the folder and compare what comes out."""
     import torch
 
@@ -165,6 +182,7 @@ def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
     states = networks.states(folder, "epoch")
     if len(states) < 2:
         return "there is no state before the last one to train on from"
+    recipe, seed = arm.recipe, arm.seed
     task, threads = task_of(recipe), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="rewound-verify-") as scratch, warnings.catch_warnings():
         copy = Path(scratch) / "run"
@@ -172,7 +190,7 @@ def _replay(folder: Path, recipe: Recipe, technique: str, seed: int) -> str:
         torch.set_num_threads(recipe.threads)
         try:
             warnings.simplefilter("ignore")  # the run itself has said it
-            options = run_options(recipe, task, technique, seed)
+            options = run_options(recipe, task, arm.technique, seed)
             drive(task, seed=seed, epochs=recipe.epochs, folder=copy, **options)
         finally:
             torch.set_num_threads(threads)
