@@ -29,8 +29,8 @@ def export(
 
     place: a run's folder (in a grid GRID/runs/ and how its key begins will do), or that of an experiment or a grid: then the
     smallest network that has lost no more than ``within`` of its metric before pruning (1 %), among those of ``technique`` and
-    ``seed`` if these are given. engine: is written to a name beside it, read back and compared with the model on rows of the task's
-    data; it gets its name only if it gives the same. measure: the latency of one row too, beside torch.
+    ``seed`` if these are given. engine: is written to a name beside it, read back and compared with the model on rows of the
+    task's data; it gets its name only if it gives the same. measure: the latency of one row too, beside torch.
 
     ``ValueError``: nothing is asked for, nothing has finished, or the engine gives something else than the model.
     """
