@@ -269,6 +269,21 @@ def export(
 
 
 @app.command()
+def index(
+    folder: Annotated[
+        Path, typer.Argument(help="A grid's folder, an experiment's, or one that holds several.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make the index of runs and rounds, for SQL, anew from the folders; every run of a grid does so too."""
+    with _answering(as_json, debug):
+        from rewound.experiment.index import as_lines, counts, rebuild_index
+
+        _tell(counts(rebuild_index(folder)), as_lines, as_json)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Experiments' folders, or folders that hold some.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page's file.")] = Path("report.html"),

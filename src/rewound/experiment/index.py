@@ -1,4 +1,5 @@
-"""The index: a study as tables of SQLite, made anew from the folders at will; nothing is only in it.
+"""The index: a study as tables of SQLite, made anew from the folders by every run, and at will by ``rewound index FOLDER``;
+nothing is only in it.
 
 sqlite3 runs/mine/index.sqlite "select label, density, value from runs where status = 'finished' order by value"
 
@@ -13,12 +14,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rewound.experiment import store
 from rewound.experiment.statistics import density_of
 from rewound.experiment.study import read_study
+from rewound.experiment.table import counted
 
 _TABLES = """
 create table runs (
@@ -37,7 +40,10 @@ _COST = ("epochs", "steps", "flops", "sparse_flops", "seconds", "shared_epochs")
 
 
 def rebuild_index(place: Path) -> Path:
-    """Write the index of a grid's or an experiment's folder anew and return its path; who reads the old one is not disturbed."""
+    """Write the index of a grid's or an experiment's folder, or of one that holds several, anew and return its path.
+
+    Who reads the old one is not disturbed. Raises what :func:`rewound.experiment.study.read_study` raises.
+    """
     path = place / store.INDEX
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     passing.unlink(missing_ok=True)
@@ -49,10 +55,32 @@ def rebuild_index(place: Path) -> Path:
     return path
 
 
+def as_lines(found: Mapping[str, Any]) -> list[str]:
+    """Set what :func:`counts` found for people."""
+    return [
+        f"{found['index']}: {counted(found['runs'], 'run')}, {found['finished']} finished, {counted(found['rounds'], 'round')}"
+    ]
+
+
+def counts(path: Path) -> dict[str, Any]:
+    """Return how many runs, finished ones and rounds an index holds."""
+    with closing(sqlite3.connect(path)) as database:
+        asked = {
+            "runs": "select count(*) from runs",
+            "finished": "select count(*) from runs where status = 'finished'",
+            "rounds": "select count(*) from rounds",
+        }
+        return {
+            "index": str(path),
+            **{name: database.execute(text).fetchone()[0] for name, text in asked.items()},
+        }
+
+
 def write_index(study: Mapping[str, Any], path: Path) -> None:
     """Write a study as the tables of a new SQLite file."""
     name = study["metric"]["name"]
-    with sqlite3.connect(path) as database:  # commits; a Connection does not close itself
+    with closing(sqlite3.connect(path)) as database, database:  # the inner one commits
+        database.execute("pragma journal_mode = off")  # it gets its name once it is whole
         database.executescript(_TABLES)
         database.executemany(
             f"insert into runs values ({', '.join('?' * 22)})", (_row(run, name) for run in study["runs"])
@@ -75,7 +103,6 @@ def write_index(study: Mapping[str, Any], path: Path) -> None:
                 for done in run["rounds"]
             ),
         )
-    database.close()
 
 
 def _row(run: Mapping[str, Any], metric: str) -> tuple[Any, ...]:

@@ -49,7 +49,19 @@ def read_study(paths: Sequence[str | Path]) -> Study:
         "dense": {key: one for study in studies for key, one in study["dense"].items()},
         "recipe": "\n".join(study["recipe"] for study in studies),
         "command": "; ".join(filter(None, (study["command"] for study in studies))),
+        "data": _data(studies),
     }
+
+
+def _data(studies: Sequence[Study]) -> dict[str, Any]:
+    """The fingerprints of all data; where two studies found something else under one name, each with its folder."""
+    names = dict.fromkeys(name for study in studies for name in study["data"])
+    found: dict[str, Any] = {}
+    for name in names:
+        told = {study["folder"]: study["data"][name] for study in studies if name in study["data"]}
+        same = len({*told.values()}) == 1
+        found |= {name if same else f"{name} ({folder})": text for folder, text in told.items()}
+    return found
 
 
 def _places(path: Path) -> Iterator[Path]:
@@ -112,7 +124,7 @@ def _of_experiment(place: Path) -> Study:
         "command": f"rewound run {place.name}",
         "versions": {"python": machine["python"]} if "python" in machine else {},
         "machine": machine,
-        "data": {},
+        "data": (written or {}).get("data", {}),
         **_told(place),
     }
 
