@@ -77,6 +77,23 @@ def test_subsets_are_stratified_and_fixed(tmp_path):
     assert all(tuple(row) in rows for row in small.train[0].flatten(1).tolist())
 
 
+def test_smaller_images_are_the_means_of_the_larger_in_every_split(tmp_path):
+    write_fashion(tmp_path / "f")
+    small, whole = (
+        fashion_mnist("resnet-14-narrow", folder=tmp_path / "f", validation=100, size=n) for n in (14, 28)
+    )
+    splits = ([data.train, data.validation, data.split("test")] for data in (small.data, whole.data))
+    for (x, y), (larger, labels) in zip(*splits):
+        means = larger.float().reshape(-1, 1, 14, 2, 14, 2).mean(dim=(3, 5))
+        assert x.dtype == torch.uint8
+        assert torch.equal(y, labels) and torch.equal(x, means.round().to(torch.uint8))
+    assert small.model(0)(normalised(small.data.train[0][:3])).shape == (3, 10)
+    with pytest.raises(ValueError, match=r"'size' must be 28.* \(got 14 for 'lenet-5'\)"):
+        fashion_mnist("lenet-5", folder=tmp_path / "f", size=14)
+    with pytest.raises(ValueError, match=r"got 29 for"):
+        fashion_mnist("resnet-20", folder=tmp_path / "f", size=29)
+
+
 @pytest.mark.parametrize("model", ["lenet-300-100", "lenet-5", "resnet-20"])
 def test_models_of_fashion_mnist(tmp_path, model):
     write_fashion(tmp_path / "f")
