@@ -68,7 +68,7 @@ def test_the_second_time_nothing_is_done(finished, monkeypatch):
         for path in place.rglob("*.*")
         if path.name != "index.sqlite" and path.is_file()
     }
-    monkeypatch.setattr(sweep, "execute", lambda *_, **__: pytest.fail("work was handed out"))
+    monkeypatch.setattr(sweep, "carry_out", lambda *_, **__: pytest.fail("work was handed out"))
     assert run(place) == study
     assert {path: path.stat().st_mtime_ns for path in written} == written
 

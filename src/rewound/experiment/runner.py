@@ -5,14 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rewound.experiment import store
 from rewound.experiment.arms import Arm, arms_of, task_of, work_of
-from rewound.experiment.execute import Report, execute
+from rewound.experiment.execute import Outcome, Report, Work, execute
 from rewound.experiment.findings import findings
 from rewound.experiment.plan import check_evaluation, make_plan
+from rewound.experiment.provenance import fingerprints
 from rewound.experiment.recipe import Recipe
 from rewound.experiment.table import as_markdown, make_table
 
@@ -33,50 +35,57 @@ def run_experiment(recipe: Recipe, show: Show, on: str = "local") -> dict[str, A
     outcomes = {arm.index: store.finished_result(arm.folder, arm.key) for arm in arms}
     todo = [arm for arm in arms if outcomes[arm.index] is None]
     if not todo and (place / store.RESULTS).is_file():
-        about = store.read_results(place)["task"], store.read_results(place)["metric"]
+        written = store.read_results(place)
+        about = {key: written.get(key, {}) for key in ("task", "metric", "data")}
     else:
         task = task_of(recipe)
         plan = make_plan(recipe, task)
         if not any(arm.folder.exists() for arm in arms):
             check_evaluation(recipe, task)
-        about = {"name": plan["task"]}, plan["metric"]
+        data = fingerprints([recipe], lambda _: task)
+        about = {"task": {"name": plan["task"]}, "metric": plan["metric"], "data": data}
     with store.locked(place):
         if todo:
             store.write_recipe(place, recipe)
             length = {one["technique"]: one["total_epochs"] for one in plan["techniques"]}
-            numbered = [
-                Arm(k, a.technique, a.seed, a.folder.resolve(), recipe, a.key) for k, a in enumerate(todo)
-            ]
-            with show(
-                [a.label for a in todo], [length[a.technique] for a in todo], about[1]["name"]
-            ) as report:
-                done = execute(
-                    numbered,
-                    work_of,
-                    workers=recipe.workers,
-                    threads=recipe.threads,
-                    report=report,
-                    on=on,
-                    folder=None if on == "local" else place.resolve(),
-                )
+            jobs = [replace(arm, index=k, folder=arm.folder.resolve()) for k, arm in enumerate(todo)]
+            epochs = [length[arm.technique] for arm in todo]
+            done = carry_out(jobs, work_of, epochs, about["metric"]["name"], recipe, show, on)
             outcomes |= {arm.index: done[k] for k, arm in enumerate(todo)}
-        results = _results(recipe, arms, outcomes, *about)
+        results = _results(recipe, arms, outcomes, about)
         _write(place, results)
     return results
 
 
-def _results(
+def carry_out(
+    jobs: Sequence[Any],
+    work: Work,
+    epochs: Sequence[int],
+    metric: str,
     recipe: Recipe,
-    arms: Sequence[Arm],
-    outcomes: dict[int, Any],
-    task: dict[str, Any],
-    metric: dict[str, Any],
+    show: Show,
+    on: str,
+) -> dict[int, Outcome]:
+    """Do the ``work`` of jobs (arms, original runs), each so many ``epochs`` long, where ``on`` says, and show how it goes."""
+    with show([job.label for job in jobs], epochs, metric) as report:
+        return execute(
+            jobs,
+            work,
+            workers=recipe.workers,
+            threads=recipe.threads,
+            report=report,
+            on=on,
+            folder=None if on == "local" else recipe.place.resolve(),
+        )
+
+
+def _results(
+    recipe: Recipe, arms: Sequence[Arm], outcomes: dict[int, Any], about: dict[str, Any]
 ) -> dict[str, Any]:
     results: dict[str, Any] = {
         "format": 1,
         "name": recipe.name,
-        "task": task,
-        "metric": metric,
+        **about,
         "recipe": recipe.model_dump(mode="json"),
         "machine": {"python": platform.python_version(), "platform": platform.platform()},
         "arms": [_slim(arm, outcomes[arm.index]) for arm in arms],

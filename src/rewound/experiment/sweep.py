@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import sqlite3
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,15 +11,15 @@ from typing import Any
 
 from rewound.experiment import store
 from rewound.experiment.arms import Arm, arms_of_grid, task_keeper, task_key, work_of
-from rewound.experiment.execute import execute
 from rewound.experiment.grid import Grid, grid_toml
 from rewound.experiment.grid_plan import plan_grid
 from rewound.experiment.index import rebuild_index
 from rewound.experiment.keys import canonical, original_key
 from rewound.experiment.originals import Original, finished_original, snapshots_for
 from rewound.experiment.plan import check_evaluation
+from rewound.experiment.provenance import fingerprints, versions
 from rewound.experiment.recipe import Recipe
-from rewound.experiment.runner import Show
+from rewound.experiment.runner import Show, carry_out
 from rewound.experiment.study import read_study
 
 
@@ -98,16 +96,7 @@ def _run(
         else (job.recipe.epochs or tasks(job.recipe).epochs)
         for job in jobs
     ]
-    with show([job.label for job in jobs], epochs, plan["metric"]["name"]) as report:
-        outcomes = execute(
-            jobs,
-            work_of,
-            workers=recipe.workers,
-            threads=recipe.threads,
-            report=report,
-            on=on,
-            folder=None if on == "local" else recipe.place.resolve(),
-        )
+    outcomes = carry_out(jobs, work_of, epochs, plan["metric"]["name"], recipe, show, on)
     for job in jobs:
         outcome = outcomes[job.index]
         if outcome["status"] != "finished" and isinstance(job, Arm):
@@ -139,39 +128,22 @@ def _manifest(
     command: str,
     tasks: Callable[[Recipe], Any],
 ) -> dict[str, Any]:
-    from importlib import metadata
-
     from rewound.measure.machine import facts
 
-    packages = ("rewound", "torch", "numpy")
     return {
         "format": 1,
         "name": grid.recipe.name,
         "task": {"name": plan["task"]},
         "metric": plan["metric"],
         "command": command,
-        "versions": {name: metadata.version(name) for name in packages}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "machine": facts(),
-        "data": _fingerprints(arms, tasks),
+        "data": fingerprints((arm.recipe for arm in arms), tasks),
         "runs": {
             arm.key: {"label": arm.label, "cell": arm.cell, "original": original_key(canonical(arm.recipe))}
             for arm in arms
         },
     }
-
-
-def _fingerprints(arms: Sequence[Arm], tasks: Callable[[Recipe], Any]) -> dict[str, str]:
-    """Task, with its options where they vary -> the fingerprint of its data; without those that tell none."""
-    from rewound.tasks.fingerprint import fingerprint_of
-
-    found = {}
-    recipes = {task_key(arm.recipe): arm.recipe for arm in arms}
-    for recipe in recipes.values():
-        options = json.dumps(recipe.task_options, sort_keys=True) if len(recipes) > 1 else ""
-        if (told := fingerprint_of(tasks(recipe))) is not None:
-            found[f"{recipe.task} {options}".strip()] = told
-    return found
 
 
 def summary(study: dict[str, Any], place: Path) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -19,8 +20,12 @@ def fingerprint(parts: Iterable[Tensor | str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            plain = part.detach().cpu().contiguous().numpy()
-            digest.update(f"{plain.dtype}{plain.shape}".encode())
+            bits = (
+                part.view(torch.int16) if part.dtype == torch.bfloat16 else part
+            )  # which numpy does not know
+            plain = bits.detach().cpu().contiguous().numpy()
+            kind = "bfloat16" if part.dtype == torch.bfloat16 else plain.dtype
+            digest.update(f"{kind}{plain.shape}".encode())
             digest.update(plain.data if plain.size else b"")
         else:
             digest.update(f"text {len(part.encode())} ".encode() + part.encode())
