@@ -156,4 +156,11 @@ def _told(measured: list[dict[str, Any]]) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.2g} ms"
+    """Return a time of two digits at least, for people.
+
+    >>> [_ms(seconds) for seconds in (0.00043, 0.0144, 0.446, 1.234)]
+    ['0.43 ms', '14 ms', '446 ms', '1.23 s']
+    """
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.2g} ms"
