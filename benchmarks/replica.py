@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -63,7 +64,13 @@ def main() -> None:
 
 def run(name: str, folder: Path, workers: int, overrides: Sequence[str]) -> float:
     """Run a recipe in a process of its own, as anybody would, or go on with it; return the seconds that it has taken by now."""
-    command = [sys.executable, "-m", "rewound", "run", str(ROOT / "recipes" / "small" / f"{name}.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "rewound",
+        "run",
+        os.path.relpath(ROOT / "recipes" / "small" / f"{name}.toml"),
+    ]
     command += ["--folder", str(folder)]
     for override in (f"workers={workers}", "threads=1", *overrides):
         command += ["--set", override]

@@ -10,7 +10,7 @@ from rewound.experiment.series import Series
 from rewound.experiment.statistics import curve, density_of
 from rewound.experiment.table import number
 from rewound.report.figures.canvas import INK, ORIGINAL, SHADE, Canvas
-from rewound.report.figures.scales import plain_numbers
+from rewound.report.figures.scales import most_of, plain_numbers
 from rewound.report.parts import Panel, Section, Table
 from rewound.report.view import View, kept_rounds
 
@@ -60,6 +60,7 @@ def _panel(view: View, key: str) -> Panel | None:
     axes.set_xlim(left=0)
     plain_numbers(axes.xaxis)
     plain_numbers(axes.yaxis)
+    most_of(axes, [value for points in curves.values() for _, value, _ in points])
     axes.set_xlabel(axis, color=INK)
     axes.set_ylabel(f"validation {view.metric}", color=INK)
     canvas.legend({k: view.series[k].label for k in curves})

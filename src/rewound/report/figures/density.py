@@ -9,7 +9,7 @@ from typing import Any
 from rewound.experiment.series import Series
 from rewound.experiment.table import number, ratio
 from rewound.report.figures.canvas import FAINT, INK, ORIGINAL, PUBLISHED, SHADE, Canvas, colour
-from rewound.report.figures.scales import density_axis, plain_numbers
+from rewound.report.figures.scales import density_axis, most_of, plain_numbers
 from rewound.report.overlay import Overlay
 from rewound.report.parts import Panel, Section, Table, clean
 from rewound.report.view import Unit, View, kept_rounds
@@ -44,7 +44,7 @@ def _figure(view: View, overlays: Sequence[Overlay], change: bool) -> Any:
     base = view.band.median if change and view.band is not None else 0.0
     factor = unit.factor if change else 1.0
     _band(axes, view, base, factor)
-    lows = []
+    lows, drawn = [], []
     among = sum(len(one.seeds) for one in view.pruned.values())
     for k, one in view.pruned.items():
         lines = [
@@ -56,12 +56,14 @@ def _figure(view: View, overlays: Sequence[Overlay], change: bool) -> Any:
         values = [(v - base) * factor for v in points.values()]
         canvas.line(axes, k, list(points), values, [_tip(one, d, view.metric) for d in points])
         lows += list(points)
+        drawn += values
     for k, value in _controls(view).items():
         axes.axhline(
             (value - base) * factor, gid=f"series:{k}:control", color=colour(k), linestyle=":", linewidth=2
         )
     density_axis(axes, min(lows), view.what)
     _behind(axes, overlays, unit, change)
+    most_of(axes, drawn)
     plain_numbers(axes.yaxis)
     label = f"change of validation {view.metric}{unit.points}" if change else f"validation {view.metric}"
     axes.set_ylabel(label, color=INK)

@@ -10,7 +10,7 @@ from rewound.experiment.series import Series
 from rewound.experiment.statistics import curve, density_of
 from rewound.experiment.table import number
 from rewound.report.figures.canvas import FAINT, INK, ORIGINAL, SHADE, Canvas, colour
-from rewound.report.figures.scales import plain_numbers
+from rewound.report.figures.scales import most_of, plain_numbers
 from rewound.report.parts import Panel, Section, Table
 from rewound.report.view import View, kept_rounds
 
@@ -56,6 +56,7 @@ def _computed(view: View) -> Panel | None:
     axes.xaxis.set_major_formatter(lambda gain, _: f"{gain:g}x")
     axes.xaxis.set_minor_locator(NullLocator())
     plain_numbers(axes.yaxis)
+    most_of(axes, [value for points in curves.values() for _, value, _ in points])
     axes.set_xlabel("multiply-adds, dense / surviving (computed)", color=INK)
     axes.set_ylabel(f"validation {view.metric}", color=INK)
     canvas.legend({k: view.series[k].label for k in curves})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import quantiles
 from typing import Any
 
-from rewound.experiment.table import ratio
+from rewound.experiment.table import counted, ratio
 from rewound.report.figures.canvas import FAINT, INK
 
 _TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 _DECADES = tuple(10.0**-k for k in range(8))
+_BEYOND = (
+    4  # times the range of the middle four fifths, on either side of them: what lies further out is not drawn
+)
 
 
 def density_axis(axes: Any, low: float, what: str) -> None:
@@ -41,6 +46,32 @@ def plain_numbers(axis: Any) -> None:
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     axis.set_major_formatter(formatter)
+
+
+def most_of(axes: Any, values: Sequence[float]) -> None:
+    """End the second axis where only a few of the ``values`` drawn lie beyond, and say in the figure that they do.
+
+    One line that collapses must not press all others into one.
+    """
+    if len(values) < 10:
+        return
+    tenths = quantiles(values, n=10)
+    room = tenths[-1] - tenths[0]
+    low, high = tenths[0] - _BEYOND * room, tenths[-1] + _BEYOND * room
+    below, above = sum(v < low for v in values), sum(v > high for v in values)
+    if not room or not below + above:
+        return
+    margin = 0.04 * (min(max(values), high) - max(min(values), low))
+    if below:
+        axes.set_ylim(bottom=low - margin)
+    if above:
+        axes.set_ylim(top=high + margin)
+    for count, where, y in ((below, "lower", 0.02), (above, "higher", 0.98)):
+        if count:
+            axes.text(
+                0.99, y, f"{counted(count, 'median')} further {where}: see the numbers", transform=axes.transAxes,
+                color=FAINT, fontsize=11, ha="right", va="bottom" if where == "lower" else "top",
+            )  # fmt: skip
 
 
 def log_numbers(axes: Any) -> None:
