@@ -4,7 +4,7 @@ import pytest
 
 from rewound.report.figures.scales import most_of
 
-USUAL = [0.9 - 0.001 * k for k in range(20)]
+USUAL = [0.9 - 0.001 * k for k in range(40)]
 
 
 @pytest.fixture
