@@ -50,8 +50,12 @@ def recorded(place, events, **keys):
 def drive(place, on="local", slow=0.03):
     """Start a process that runs the grid with two workers, ``slow`` seconds a batch; it says "ended" at its end."""
     environment = {**os.environ, "TOY_SLOW": str(slow), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("drive_grid.py")), str(place), on]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(driver(place, on, 2), stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def driver(place, on, workers):
+    """The command of a process that runs the grid."""
+    return [sys.executable, str(Path(__file__).with_name("drive_grid.py")), str(place), on, str(workers)]
 
 
 def busy(place):

@@ -60,12 +60,16 @@ def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
     """Write a file so that it is there whole or not at all; without ``flush`` a power failure may take it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(passing, "wb") as file:
-        file.write(content)
-        if flush:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(passing, path)
+    try:
+        with open(passing, "wb") as file:
+            file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(passing, path)
+    except BaseException:  # a full disk: half a file would take what room there is
+        passing.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -154,7 +158,7 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
     if not place.exists():
         return
     if not (place / RECIPE).is_file():
-        if place.is_dir() and not any(place.iterdir()):
+        if place.is_dir() and _hardly_begun(place, recipe):
             return
         raise ValueError(f"{place} exists and holds no experiment (no {RECIPE}); choose another --folder")
     if (place / GRID).is_file():
@@ -172,9 +176,23 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
 
 def check_grid(place: Path, recipe: Recipe) -> None:
     """Raise ValueError where a grid cannot go into the folder. Another grid can, with the same task: keys tell runs apart."""
-    if place.exists() and any(place.iterdir()) and not (place / GRID).is_file():
+    if place.exists() and not (place / GRID).is_file() and not _hardly_begun(place, recipe):
         raise ValueError(f"{place} exists and holds no grid (no {GRID}); choose another --folder")
     _check_source(place, recipe)
+
+
+def _hardly_begun(place: Path, recipe: Recipe) -> bool:
+    """Whether a folder is empty but for what we write before all else: who wrote that was killed there, or found no room."""
+    source = task_file(recipe)
+
+    def ours(path: Path) -> bool:
+        if path.name == RECIPE:
+            return path.read_text(encoding="utf-8").startswith(_HEAD)
+        if source and path.name == source.name:
+            return path.read_bytes() == source.read_bytes()
+        return path.name == ".lock" or (path.name.startswith(".") and path.suffix == ".tmp")
+
+    return all(ours(path) for path in place.iterdir())
 
 
 def _check_source(place: Path, recipe: Recipe) -> None:
