@@ -26,6 +26,7 @@ _SPEAKS_FOR_ITSELF = (
     "task",
     "task_options.model",
 )  # their values need no name before them
+_OF_PRUNING = ("criterion", "pattern", "allocation")  # nothing, where nothing is pruned
 _TIME = re.compile(r"\d+ ?(ep|epochs?)")
 
 
@@ -169,7 +170,7 @@ def _as_control(cell: Mapping[str, Any]) -> dict[str, Any]:
     name, colon, time = str(cell.get("technique")).partition(":")
     if cell.get("rate") != 0 or name != "lr-rewinding":
         return dict(cell)
-    named = {key: value for key, value in cell.items() if key != "rate"}
+    named = {key: value for key, value in cell.items() if key not in ("rate", *_OF_PRUNING)}
     if cell.get("until") != "0 rounds":
         return {**named, "technique": f"dense, cyclic{colon}{time}"}
     return {**{key: value for key, value in named.items() if key != "until"}, "technique": "dense"}
