@@ -204,6 +204,23 @@ def test_a_verdict_over_many_series_names_the_best_and_the_last(make_run):
     assert "less good for 15 more, down to 0.50" in first and first.endswith("for t00.")
 
 
+def test_a_verdict_over_several_retraining_times_takes_each_technique_with_its_best(make_run):
+    # a: best at t = 2, b: best at t = 3
+    value = {("a", 1): 0.5, ("a", 2): 0.8, ("a", 3): 0.7, ("b", 1): 0.5, ("b", 2): 0.6, ("b", 3): 0.9}
+    runs = [
+        make_run({1.0: 0.9, 0.5: v + s / 1000}, technique=f"{name}:{t}ep", seed=s, t=t)
+        for (name, t), v in value.items()
+        for s in (0, 1, 2)
+    ]
+    says = verdict(_study(runs))
+    assert says[0].startswith("Of several retraining times") and "(a t = 2, b t = 3)" in says[0]
+    assert says[1].startswith("At density 0.5") and "b:3ep 0.901" in says[1] and "a:2ep 0.801" in says[1]
+    assert not any("1ep" in sentence or "a:3ep" in sentence for sentence in says)
+    assert (
+        sum("a:2ep" in sentence and "b:3ep" in sentence for sentence in says) == 3
+    )  # values, one comparison, how far
+
+
 def test_a_verdict_gives_the_controls_their_place(make_run):
     control = [make_run({1.0: 0.90}, seed=s, rate=0, extra=(0.93, 0.94)) for s in (0, 1)]
     pruned = [make_run({1.0: 0.90, 0.5: 0.92}, seed=s) for s in (0, 1)]

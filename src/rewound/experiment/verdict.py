@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from rewound.experiment.comparison import Difference, compare, compare_all, told
 from rewound.experiment.matching import matching
+from rewound.experiment.retraining_time import choose, sweeps
 from rewound.experiment.series import Series, Study, common_densities, comparable, dense_band, series_of
 from rewound.experiment.summary import Summary, summarize
 from rewound.experiment.table import counted, number, ratio
@@ -25,7 +26,8 @@ def verdict(study: Study, baseline: str | None = None) -> list[str]:
     Only what may be compared is: one task, one pattern (:func:`rewound.experiment.series.comparable`).
 
     baseline: label of the series that the others are compared with, where it is there. Left out, up to four series are
-    compared pair by pair, and more with learning-rate rewinding, fine-tuning or the first.
+    compared pair by pair, and more with learning-rate rewinding, fine-tuning or the first. Of more than four, a technique with
+    several retraining times stands for itself with the one that validation chooses, as in Renda et al. 2020.
     """
     says = []
     for name, part in comparable(study):
@@ -44,6 +46,8 @@ def _verdict(study: Study, baseline: str | None) -> list[str]:
     says = []
     if densities:
         at = densities[-1]
+        pruned, chosen = _with_best_times(pruned, at, metric, higher, baseline)
+        says += chosen
         says.append(_values(pruned, at, metric, higher))
         says += [told(d, metric) for d in _compared(pruned, baseline, at, higher)]
     elif pruned:
@@ -52,6 +56,26 @@ def _verdict(study: Study, baseline: str | None) -> list[str]:
     if band is not None and densities:
         says.append(_how_far(pruned, band, metric, higher))
     return says + _controls(series, metric)
+
+
+def _with_best_times(
+    series: list[Series], density: float, metric: str, higher: bool, baseline: str | None
+) -> tuple[list[Series], list[str]]:
+    """Return the series without the retraining times that validation does not choose at ``density``, and a sentence on that."""
+    if len(series) <= _ALL_PAIRS_UP_TO:
+        return series, []
+    left_out, told_times = set[int](), []
+    for sweep in sweeps(series):
+        best = choose(sweep, density, metric, higher).epochs
+        left_out |= {id(one) for t, one in sweep.series if t != best and one.label != baseline}
+        told_times.append(f"{sweep.family} t = {best}")
+    if not told_times:
+        return series, []
+    sentence = (
+        f"Of several retraining times each technique stands with the one that validation chooses at density {density:.3g} "
+        f"({', '.join(told_times)}); what a choice was made by is a little too good."
+    )
+    return [one for one in series if id(one) not in left_out], [sentence]
 
 
 def control_values(series: Series, metric: str) -> dict[int, float]:

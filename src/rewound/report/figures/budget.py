@@ -8,7 +8,7 @@ from rewound.experiment.retraining_time import PAPER_SAFE_ZONE, Sweep, choose, s
 from rewound.experiment.statistics import milestones
 from rewound.experiment.table import number
 from rewound.report.figures.canvas import FAINT, INK, ORIGINAL, SHADE, Canvas
-from rewound.report.figures.scales import plain_numbers
+from rewound.report.figures.scales import most_of, plain_numbers
 from rewound.report.parts import Panel, Section, Table
 from rewound.report.view import View
 
@@ -60,6 +60,7 @@ def _figure(view: View, found: list[Sweep], density: float, n: int) -> Any:
         axes.axhline(view.band.median, color=ORIGINAL, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     numbers = {id(one): k for k, one in view.pruned.items()}
     first: dict[int, str] = {}
+    drawn: list[float] = []
     among = sum(len(sweep.series[0][1].seeds) for sweep in found)
     for sweep in found:
         name, here = sweep.family, {t: one for t, one in sweep.series if density in one.points}
@@ -76,8 +77,10 @@ def _figure(view: View, found: list[Sweep], density: float, n: int) -> Any:
         medians = {t: summary.median for t, summary in sweep.at(density).items()}
         tips = [f"{name}, t = {t}: {view.metric} {number(v)}" for t, v in medians.items()]
         canvas.line(axes, k, list(medians), list(medians.values()), tips)
+        drawn += medians.values()
     axes.set_xlim(left=0)
     plain_numbers(axes.yaxis)
+    most_of(axes, drawn)
     axes.set_xlabel("t, epochs of retraining a round" + (f" (T = {length})" if length else ""), color=INK)
     axes.set_ylabel(f"validation {view.metric}", color=INK)
     if length:
