@@ -104,12 +104,13 @@ def section(name: str, study: Study, seconds: float) -> Iterator[str]:
     yield from (f"## {name}", "", f"![{name}](PICTURE-{name})", "")
     yield f"`recipes/small/{name}.toml`: {finished} of {len(runs)} runs finished, {seconds / 60:.0f} minutes."
     yield ""
+    for sentence in verdict(study):
+        yield f"- {sentence}"
     swept = sweeps(series_of(study))
     if swept:
+        yield ""
         yield from by_time(swept, study)
     else:
-        for sentence in verdict(study):
-            yield f"- {sentence}"
         for part, one in comparable(study):
             yield from by_density(part, one)
             yield from by_likeness(part, one)

@@ -11,9 +11,7 @@ from rewound.report.figures.canvas import FAINT, INK
 
 _TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 _DECADES = tuple(10.0**-k for k in range(8))
-_BEYOND = (
-    4  # times the range of the middle four fifths, on either side of them: what lies further out is not drawn
-)
+_BEYOND = 5  # times the range of the middle half, on either side of it: what lies further out is not drawn
 
 
 def density_axis(axes: Any, low: float, what: str) -> None:
@@ -55,9 +53,9 @@ def most_of(axes: Any, values: Sequence[float]) -> None:
     """
     if len(values) < 10:
         return
-    tenths = quantiles(values, n=10)
-    room = tenths[-1] - tenths[0]
-    low, high = tenths[0] - _BEYOND * room, tenths[-1] + _BEYOND * room
+    low, _, high = quantiles(values, n=4)
+    room = high - low
+    low, high = low - _BEYOND * room, high + _BEYOND * room
     below, above = sum(v < low for v in values), sum(v > high for v in values)
     if not room or not below + above:
         return
