@@ -18,7 +18,8 @@ test: .venv/dev            ## install, then run all tests (examples and the READ
 SANITIZED := build/sanitized
 sanitize: .venv/dev        ## the native code under address and undefined-behaviour sanitizers (GCC on Linux)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(SANITIZED) \
-		-C cmake.define.REWOUND_SANITIZE=ON -C cmake.build-type=None -C build-dir=build/sanitize .
+		--config-settings=cmake.define.REWOUND_SANITIZE=ON --config-settings=cmake.build-type=None \
+		--config-settings=build-dir=build/sanitize .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		REWOUND_SANITIZED=$(SANITIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -p tests.runtime.sanitized \
 		tests/runtime/test_kernels.py tests/runtime/test_program_*.py
