@@ -1,7 +1,7 @@
 """The roofline of one core, and where the engine's layers stand under it: what a sparse kernel can reach at all.
 
     python benchmarks/roofline.py                          # needs a C++ compiler and matplotlib; a minute
-    python benchmarks/roofline.py --sparsity 0.95 --picture docs/images/roofline.svg
+    python benchmarks/roofline.py --sparsity 0.95 --picture roofline.svg
 
 A small program (roofline.cc, compiled for this machine) measures multiply-adds between registers, and multiply-adds that load
 their vector from 16 KiB, 512 KiB, 8 MiB or 256 MiB: one, two or four for each load, as a kernel does for single weights and for

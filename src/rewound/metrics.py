@@ -224,9 +224,8 @@ def _stateful(metric: Any) -> Callable[[Array, Array], float]:
 
 @functools.cache
 def _sklearn() -> ModuleType:
-    state = (
-        random.getstate()
-    )  # modules imported on the way draw from it: the first run of a process would differ from others
+    # Modules imported on the way draw from it: the first run of a process would differ from others.
+    state = random.getstate()
     try:
         import sklearn.metrics
     except ImportError as error:

@@ -193,3 +193,11 @@ def test_tasks_judged_by_different_metrics_are_no_grid(tmp_path):
         plan_grid(
             grid_at(tmp_path, grid={"task": [grid_at(tmp_path).recipe.task, "diabetes"]}), sweep.task_keeper()
         )
+
+
+def test_a_grid_whose_list_of_runs_was_deleted_goes_on(tmp_path):
+    run(tmp_path / "g")
+    before = content(tmp_path / "g")
+    (tmp_path / "g" / "grid.json").unlink()
+    assert {one["status"] for one in run(tmp_path / "g")["runs"]} == {"finished"}
+    assert content(tmp_path / "g") == before

@@ -176,7 +176,10 @@ def check_recipe(place: Path, recipe: Recipe) -> None:
 
 def check_grid(place: Path, recipe: Recipe) -> None:
     """Raise ValueError where a grid cannot go into the folder. Another grid can, with the same task: keys tell runs apart."""
-    if place.exists() and not (place / GRID).is_file() and not _hardly_begun(place, recipe):
+    lost = all(
+        (place / name).exists() for name in (RECIPE, RUNS)
+    )  # grid.json was: it is written again from the recipe
+    if place.exists() and not (place / GRID).is_file() and not (lost or _hardly_begun(place, recipe)):
         raise ValueError(f"{place} exists and holds no grid (no {GRID}); choose another --folder")
     _check_source(place, recipe)
 

@@ -35,14 +35,16 @@ def run_grid(grid: Grid, show: Show, *, on: str = "local", command: str = "") ->
     arms = arms_of_grid(grid)
     todo = [arm for arm in arms if store.finished_result(arm.folder, arm.key) is None]
     tasks = task_keeper()
-    if todo:
+    untold = bool(todo) or not (place / store.GRID).is_file()  # it may have been deleted
+    if untold:
         plan = plan_grid(grid, tasks)
         for recipe in {task_key(arm.recipe): arm.recipe for arm in todo if not arm.folder.exists()}.values():
             check_evaluation(recipe, tasks(recipe))
     with store.locked(place):
-        if todo:
+        if untold:
             store.write_recipe(place, grid.recipe, lambda recipe: grid_toml(replace(grid, recipe=recipe)))
             store.write_json(place / store.GRID, _manifest(grid, arms, plan, command, tasks))
+        if todo:
             _run(arms, todo, plan, tasks, grid.recipe, show, on)
         try:
             rebuild_index(place)
